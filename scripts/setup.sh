@@ -1,0 +1,50 @@
+#!/bin/sh
+# Everything Muslin and its tests need on Debian 12 or Ubuntu 24.04.  Quick when nothing is missing.
+set -eu
+cd "$(dirname "$0")/.."
+
+# command:package; a command that is there needs no package
+WANTED="ip:iproute2 bridge:iproute2 nsenter:util-linux nft:nftables sysctl:procps etcd:etcd-server openssl:openssl"
+
+missing=""
+for pair in $WANTED; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
+done
+find /usr/lib /lib -name 'libnftables.so.1' 2>/dev/null | grep -q . || missing="$missing libnftables1"
+
+# The newest Python of at least 3.11 that can make a venv.
+python=""
+for candidate in python3 /usr/bin/python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || missing="$missing python3 python3-venv"
+
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+        echo "Muslin needs these packages:$missing" >&2
+        echo "Install them as root, for example: apt-get install$missing" >&2
+        exit 1
+    fi
+    echo "installing:$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # A server package must not start a server here: the tests start their own.
+    printf '#!/bin/sh\nexit 101\n' >/tmp/muslin-policy-rc.$$ && chmod 755 /tmp/muslin-policy-rc.$$
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        mv /tmp/muslin-policy-rc.$$ /usr/sbin/policy-rc.d
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    else
+        rm -f /tmp/muslin-policy-rc.$$
+    fi
+    # shellcheck disable=SC2086 # a list of packages
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    python=${python:-/usr/bin/python3}
+fi
+
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+echo "installing the project into .venv"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+touch .venv/.ready

@@ -1,0 +1,1 @@
+"""What the kernel should hold: objects, their order, their text.  Pure."""
