@@ -59,7 +59,7 @@ CREATE TABLE attachment (
 ) STRICT;
 CREATE TABLE address (
     address  BLOB PRIMARY KEY,            -- packed: 4 or 16 bytes
-    block    TEXT NOT NULL REFERENCES block (cidr),
+    block    TEXT REFERENCES block (cidr),  -- NULL: adopted before its block was held again
     dev      TEXT,                        -- NULL: free and resting
     position INTEGER NOT NULL,            -- of the pod's addresses; when free, the order of freeing
     freed    REAL
@@ -185,11 +185,31 @@ class Ledger:
                     pool.cooldown,
                 ),
             )
+            adopted = [a for (a,) in db.execute("SELECT address FROM address WHERE block IS NULL")]
+            db.executemany(
+                "UPDATE address SET block = ? WHERE address = ?",
+                [(str(block), a) for a in adopted if _unpack(a) in block],
+            )
 
     def let_go(self, block: Prefix) -> None:
         """This node no longer holds `block`; what pods have of it stays known until they go."""
         with self._transaction() as db:
             db.execute("UPDATE block SET held = 0 WHERE cidr = ?", (str(block),))
+
+    def let_go_if_empty(self, block: Prefix) -> bool:
+        """Let go of a block of which no address is in use or resting; say whether it was so.
+
+        One transaction: no ADD can take an address in between.
+        """
+        with self._transaction() as db:
+            busy = db.execute(
+                "SELECT 1 FROM address a JOIN block b ON b.cidr = a.block WHERE b.cidr = ?"
+                " AND (a.dev IS NOT NULL OR a.freed > ? - b.cooldown)",
+                (str(block), self._clock()),
+            ).fetchone()
+            if busy is None:
+                db.execute("UPDATE block SET held = 0 WHERE cidr = ?", (str(block),))
+            return busy is None
 
     def blocks(self, *, held: bool = True) -> list[tuple[str, Prefix]]:
         """(pool, block) of what is held now; with `held=False`, of what once was."""
@@ -336,13 +356,11 @@ class Ledger:
         """Take note that `dev` answers to `address` although no attachment says so.
 
         That is a live pod whose record was lost with a former node.db.  False
-        when the address is in none of our blocks or is already known.
+        when the address is already known.
         """
         with self._transaction() as db:
-            rows = db.execute("SELECT cidr FROM block").fetchall()
-            block = next((c for (c,) in rows if address in ip_network(c)), None)
-            if block is None:
-                return False
+            held = [c for (c,) in db.execute("SELECT cidr FROM block")]
+            block = next((c for c in held if address in ip_network(c)), None)
             done = db.execute(
                 "INSERT INTO address VALUES (?, ?, ?, 0, NULL) ON CONFLICT (address) DO UPDATE"
                 " SET dev = excluded.dev, freed = NULL WHERE dev IS NULL",

@@ -1,0 +1,103 @@
+"""Every store behind one fixture, and real etcd processes for as long as a test needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from benches import Bench, Etcd, need_etcd
+
+from muslin.store import Store
+from muslin.store.etcd import EtcdStore
+from muslin.store.memory import MemoryStore
+from muslin.store.sqlite import SqliteStore
+from muslin.store.url import EtcdAt
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def etcd_process(tmp_path: Path) -> Iterator[Callable[..., Etcd]]:
+    """Start etcd processes of this test's own; they end with it."""
+    started: list[Etcd] = []
+
+    def start(*options: str, scheme: str = "http") -> Etcd:
+        need_etcd()
+        directory = tmp_path / f"etcd{len(started)}"
+        directory.mkdir()
+        etcd = Etcd(directory, *options, scheme=scheme)
+        started.append(etcd)
+        etcd.start()
+        return etcd
+
+    yield start
+    for etcd in started:
+        etcd.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Etcd]]:
+    """One etcd for all tests that do not harm it, started by the first."""
+    started: list[Etcd] = []
+
+    def get() -> Etcd:
+        if not started:
+            need_etcd()
+            etcd = Etcd(tmp_path_factory.mktemp("etcd"))
+            started.append(etcd)
+            etcd.start()
+        return started[0]
+
+    yield get
+    for etcd in started:
+        etcd.stop()
+
+
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
+async def bench(
+    request: pytest.FixtureRequest, tmp_path: Path, shared_etcd: Callable[[], Etcd]
+) -> AsyncIterator[Bench]:
+    """Each store in turn, empty."""
+    opened: list[Store] = []
+
+    def keep(store: Store) -> Store:
+        opened.append(store)
+        return store
+
+    match request.param:
+        case "memory":
+            clock = _Clock()
+            memory = keep(MemoryStore(clock))
+
+            async def elapse(seconds: float) -> None:
+                clock.now += seconds
+                assert isinstance(memory, MemoryStore)
+                memory.tick()
+
+            yield Bench("memory", lambda: memory, elapse)
+        case "sqlite":
+            path = tmp_path / "store.db"
+            yield Bench("sqlite", lambda: keep(SqliteStore(path)), asyncio.sleep)
+        case "etcd":
+            at = EtcdAt(members=(shared_etcd().address,), prefix=f"/test{next(_numbers)}/")
+            yield Bench("etcd", lambda: keep(EtcdStore(at)), asyncio.sleep)
+    for store in opened:
+        await store.close()
+
+
+@pytest.fixture
+def store(bench: Bench) -> Store:
+    """One handle on an empty store."""
+    return bench.open()
+
+
+@dataclass
+class _Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
