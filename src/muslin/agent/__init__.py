@@ -1,0 +1,1 @@
+"""The node: attach pods, follow the store, keep the kernel as planned."""

@@ -1,0 +1,333 @@
+"""The sync loop: follow the store, keep this node's part of the kernel as planned.
+
+    store ── watch ──> World ──┐
+    kernel ── events ──────────┼─> one pass: node record → blocks → plan → diff → apply
+    timer, ADDs out of room ───┘
+
+Everything that happens only marks the world as dirty; one task does the
+passes, one at a time, and a pass looks at the newest world there is.  A pass
+that fails is repeated with backoff, and what failed stands in `faults` until
+it no longer does.  The kernel keeps forwarding whatever happens here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from muslin import backend
+from muslin.agent import ground
+from muslin.agent.attach import Attachments
+from muslin.agent.blocks import Blocks
+from muslin.agent.ground import Ground
+from muslin.agent.host import Underlay, look
+from muslin.agent.world import Desired, World, desired, nodes_part, sites
+from muslin.config import Config
+from muslin.errors import Conflict, KernelError, MuslinError
+from muslin.kernel import Kernel
+from muslin.kernel.events import Events
+from muslin.model import Block, Network, Node, Pool, Site
+from muslin.plan.diff import Change, diff
+from muslin.plan.objects import Element, Link, Plan, Ruleset
+from muslin.plan.render import describe
+from muslin.store import Store
+from muslin.store.ledger import Ledger
+from muslin.store.objects import Objects
+
+log = structlog.get_logger()
+
+SETTLE = 0.02  # seconds: changes that come together are one pass
+CALM = 0.5  # seconds: a pass after kernel events, so that a burst of pods is not one per pod
+RESYNC = 30.0  # seconds between passes when nothing happened: what events cannot tell
+BACKOFF = (0.2, 15.0)  # seconds after the first failed pass, and at most
+
+T = TypeVar("T", Network, Pool, Node, Block)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What the last pass saw and did, for status and plan."""
+
+    ready: bool = False
+    faults: tuple[str, ...] = ("starting",)
+    me: Node | None = None
+    sites: tuple[Site, ...] = ()
+    mtu: int = 0
+
+
+class Sync:
+    """One node's loop; `run` ends only by cancellation."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        ledger: Ledger,
+        kernel: Kernel,
+        attachments: Attachments,
+        *,
+        look: Callable[[Config], Underlay] = look,
+    ) -> None:
+        self.state = State()
+        self._config, self._ledger, self._look = config, ledger, look
+        self._kernel, self._attachments = kernel, attachments
+        self._objects = Objects(store)
+        self._blocks = Blocks(
+            self._objects, ledger, config.node, ttl=config.block_ttl, spare=config.spare
+        )
+        self._seen: dict[type, dict[str, Any]] = {}  # kind → name → value, once first listed
+        self._unreadable: dict[type, tuple[str, ...]] = {}
+        self._dirty = asyncio.Event()
+        self._published: tuple[int, Node] | None = None  # revision and value of our own record
+
+    def wake(self) -> None:
+        """Ask for a pass soon.  Call it from the loop's thread."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Watch and pass until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(Network))
+            tasks.create_task(self._follow(Pool))
+            tasks.create_task(self._follow(Node))
+            tasks.create_task(self._follow(Block))
+            tasks.create_task(self._listen())
+            tasks.create_task(self._keep_lease())
+            tasks.create_task(self._passes())
+
+    # ── what makes the world dirty ──────────────────────────────────────────────────────────
+
+    async def _follow(self, kind: type[T]) -> None:
+        async for update in self._objects.watch(kind):
+            values = dict(self._seen.get(kind, {}))
+            for name, found in update.changed.items():
+                if found is None:
+                    values.pop(name, None)
+                else:
+                    values[name] = found.value
+            self._seen[kind] = values
+            self._unreadable[kind] = tuple(str(f) for f in update.faults)
+            self.wake()
+
+    async def _listen(self) -> None:
+        """Links and addresses that change under us: a device removed, an uplink readdressed."""
+        loop = asyncio.get_running_loop()
+        with Events() as events:
+            later = _Later(loop, CALM, self.wake)
+            loop.add_reader(events.fileno(), lambda: later() if events.drain() else None)
+            try:
+                while True:
+                    await asyncio.sleep(RESYNC * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+                    self.wake()
+            finally:
+                loop.remove_reader(events.fileno())
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.block_ttl / 4)
+            try:
+                await self._blocks.keep()
+            except MuslinError as e:
+                log.warning("lease.not_kept", error=str(e))
+            self.wake()
+
+    # ── the pass ────────────────────────────────────────────────────────────────────────────
+
+    async def _passes(self) -> None:
+        failures = 0
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(SETTLE)
+            self._dirty.clear()
+            try:
+                whole = await self._pass()
+                failures = 0 if whole else failures + 1
+            except Conflict as e:
+                log.info("pass.again", reason=str(e))  # the watch brings what the other wrote
+                self.wake()
+            except (MuslinError, OSError) as e:
+                failures += 1
+                self.state = replace(self.state, ready=False, faults=(str(e),))
+                log.error("pass.failed", error=str(e))
+            finally:
+                self._attachments.refilled()
+            if failures:
+                first, most = BACKOFF
+                pause = min(first * 2**failures, most) * random.uniform(0.5, 1)  # noqa: S311
+                asyncio.get_running_loop().call_later(pause, self.wake)
+
+    async def _pass(self) -> bool:
+        """Bring everything up to date; False when the kernel refused a part of it."""
+        here = await asyncio.to_thread(self._look, self._config)
+        world = self._world()
+        if world is None:
+            self._wait_for_store(here)
+            return True  # the watch will wake us
+        me = await self._join(here, world)
+        faults = [f for unreadable in self._unreadable.values() for f in unreadable]
+        if me.pods:
+            pools = [p for n in world.networks.values() for p in world.pools_of(n)]
+            faults += await self._blocks.tend(pools, world.blocks)
+        own = [Block(pool=p, cidr=c, node=me.name) for p, c in self._ledger.blocks()]
+        view = sites(world.holding(me.name, own), me, here.host)
+        want = desired(view)
+        refused = await asyncio.to_thread(self._settle, want)
+        self._tell(view, here)
+        faults += [*want.faults, *here.faults, *refused]
+        if not world.networks:
+            faults.append("no network yet: apply one with `muslin networks apply FILE`")
+        ready = bool(want.plan) and not here.faults
+        mtu = min((_mtu(s) for s in view), default=here.mtu)
+        self.state = State(ready=ready, faults=tuple(faults), me=me, sites=view, mtu=mtu)
+        return not refused
+
+    def _world(self) -> World | None:
+        """The store's content, once every kind has been listed."""
+        if len(self._seen) < len((Network, Pool, Node, Block)):
+            return None
+        return World(
+            networks=self._seen[Network],
+            pools=self._seen[Pool],
+            nodes=self._seen[Node],
+            blocks=tuple(self._seen[Block].values()),
+        )
+
+    def _wait_for_store(self, here: Underlay) -> None:
+        known = ", ".join(ground.known(self._ledger))
+        why = f"store {self._config.store}: not heard from yet"
+        if known:
+            why += f"; serving {known} from what this node remembers"
+        self.state = replace(self.state, ready=False, faults=(why, *here.faults))
+
+    async def _join(self, here: Underlay, world: World) -> Node:
+        """Publish this node's record, if it differs from what the store has."""
+        before = world.nodes.get(self._config.node)
+        data = dict(before.data) if before else {}
+        me = Node(
+            name=self._config.node,
+            addresses=here.addresses,
+            mtu=here.mtu,
+            pods=self._config.pods,
+            data=data,
+            uplink=here.host.uplink,
+        )
+        for site in sites(world, me, here.host):
+            try:
+                said = backend.load(site.network).announce(site, data.get(site.network.name, {}))
+            except MuslinError:
+                continue  # `desired` reports it
+            data = data | {site.network.name: said} if said else data
+        me = msgspec.structs.replace(me, data=data)
+        lease = await self._blocks.lease()
+        if self._published is not None and self._published == (id(lease), me) and before == me:
+            return me
+        found = await self._objects.get(Node, me.name)
+        if found is None:
+            await self._objects.create(me, lease=lease)
+        else:
+            await self._objects.put(me, if_revision=found.revision, lease=lease)
+        self._published = (id(lease), me)
+        log.info("node.published", node=me.name, addresses=[str(a) for a in me.addresses])
+        return me
+
+    def _settle(self, want: Desired) -> list[str]:
+        """The node's part whole, then what somebody broke of the pods'; say what was refused.
+
+        Runs in a thread.
+        """
+        observed = self._kernel.observe(want.plan)
+        changes = list(diff(want.plan, nodes_part(observed)))
+        try:
+            self._apply(changes)
+            refused = []
+        except KernelError as e:
+            log.error("kernel.refused", error=str(e))
+            refused = self._apply_each(want.plan)
+        self._mend_pods({o.name for o in observed if isinstance(o, Link)})
+        self._attachments.sweep()
+        return refused
+
+    def _apply_each(self, plan: Plan) -> list[str]:
+        """One object that the kernel refuses must not keep the others out."""
+        changes = list(diff(plan, nodes_part(self._kernel.observe(plan))))
+        nft = [c for c in changes if isinstance(c.obj, Ruleset | Element)]  # one transaction
+        refused = []
+        for part in (*([c] for c in changes if c not in nft), nft):
+            try:
+                self._apply(part)
+            except KernelError as e:
+                refused.append(str(e))
+        return refused
+
+    def _mend_pods(self, there: set[str]) -> None:
+        """The node's side of pods whose device is `there`."""
+        pods = self._attachments.host_plan()
+        if not pods:
+            return
+        for change in diff(pods, self._kernel.observe(pods)):
+            mends = change.verb != "remove" and not isinstance(change.obj, Link)
+            if mends and change.obj.dev in there:
+                with contextlib.suppress(KernelError):  # a pod that is going: its DEL runs now
+                    self._apply([change])
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        self._kernel.apply(changes)
+        for change in changes:
+            log.info("kernel.changed", done="; ".join(_line(change)))
+
+    def _tell(self, view: Sequence[Site], here: Underlay) -> None:
+        """Let the CNI server know what an ADD needs."""
+        grounds = []
+        for site in view:
+            try:
+                mtu = _mtu(site)
+            except MuslinError:
+                continue  # `desired` reports it
+            if site.pools and site.me.pods and not here.faults:
+                grounds.append(
+                    Ground(network=site.network, pools=site.pools, mtu=mtu, host=site.host)
+                )
+        ground.publish(self._ledger, grounds)
+
+    def pending(self) -> tuple[Plan, list[Change]]:
+        """What this node should hold, and what differs now.  Blocks: call it in a thread."""
+        plan = desired(self.state.sites).plan
+        return plan, list(diff(plan, nodes_part(self._kernel.observe(plan))))
+
+
+class _Later:
+    """Call `what` once, `delay` after the first of many requests."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, delay: float, what: Callable[[], None]
+    ) -> None:
+        self._loop, self._delay, self._what = loop, delay, what
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._delay, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._what()
+
+
+def _line(change: Change) -> list[str]:
+    if isinstance(change.obj, Ruleset):
+        return [f"nft {change.verb} table {change.obj.mark}"]  # forty lines otherwise
+    return describe(change)
+
+
+def _mtu(site: Site) -> int:
+    """What pods of that network may send in one packet."""
+    return site.me.mtu - backend.load(site.network).overhead(site)

@@ -1,0 +1,52 @@
+"""The `muslin` command: what there is to ask of a node, the store and the lab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muslin import __version__
+from muslin.cli import lab, networks, show
+from muslin.cli.output import reported
+
+app = typer.Typer(
+    help="A flat container network for pods, virtual machines and physical machines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Settings file [default: /etc/muslin/muslin.toml]."),
+]
+
+
+@app.command()
+def agent(config: ConfigOption = None) -> None:
+    """Run this node's agent until it is told to stop."""
+    with reported():
+        from muslin import config as settings
+        from muslin.agent.main import run  # late: the other commands need none of it
+
+        run(settings.load(config))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"muslin {__version__}")
+
+
+for command in (show.status, show.nodes, show.pods, show.plan, show.doctor):
+    app.command()(command)
+app.add_typer(networks.app, name="networks")
+app.add_typer(networks.cni, name="cni")
+app.add_typer(lab.app, name="lab")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

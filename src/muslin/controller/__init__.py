@@ -1,0 +1,1 @@
+"""What is decided once for the whole estate: networks and pools."""
