@@ -1,0 +1,1 @@
+"""The CNI door: what a container runtime says, and what it is told."""
