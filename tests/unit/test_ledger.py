@@ -183,7 +183,7 @@ def test_another_boot_releases_everything_and_the_first_takes_note_only(
 def test_an_adopted_address_is_given_to_nobody(ledger: Ledger) -> None:
     hold(ledger)
     assert ledger.adopt("mu00000001", ip_address("10.0.0.9"))
-    assert not ledger.adopt("mu00000001", ip_address("192.0.2.1"))  # none of ours
+    assert not ledger.adopt("mu00000002", ip_address("10.0.0.9"))  # known already
     assert texts(claim(ledger, "c")) == ["10.0.0.10"]
     assert ledger.devices() == {"mu00000001", ledger.attachments()[0].dev}
 

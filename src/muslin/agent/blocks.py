@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from itertools import chain
 
 import structlog
 
@@ -134,7 +135,7 @@ class Blocks:
         first = [
             c for c in (*mine, *former) if c not in held and owners.get(c) in (self._node, None)
         ]
-        for block in (*first, *ipam.candidates(pool, self._node, set(owners))):
+        for block in chain(first, ipam.candidates(pool, self._node, set(owners))):
             if await self._take(pool, block):
                 return block
             await asyncio.sleep(0)  # many nodes at once: let the others' answers in

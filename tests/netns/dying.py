@@ -1,0 +1,89 @@
+"""One ADD or DEL in a process that kills itself at its n-th step: run by test_crash.
+
+Steps are every commit to node.db, every netlink send and every sysctl write,
+each counted once before and once after.  Prints the number of steps when it
+lived to the end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from muslin.agent import ground
+from muslin.agent.attach import Attachments
+from muslin.agent.ground import Ground
+from muslin.cni.protocol import Request
+from muslin.kernel import netlink, sysctl
+from muslin.kernel.linux import LinuxKernel
+from muslin.model import Host, Network, Pool
+from muslin.store.ledger import Ledger
+
+POOLS = (
+    Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=26),
+    Pool(name="six", cidr=ip_network("fd00::/64"), block=122),
+)
+NETWORK = Network(name="default", backend="hostgw", pools=("four", "six"))
+
+
+def opened(path: Path) -> Ledger:
+    """A node.db whose node holds one block of each family."""
+    ledger = Ledger(path, time.time)
+    ledger.hold(ip_network("10.0.0.0/26"), POOLS[0])
+    ledger.hold(ip_network("fd00::40/122"), POOLS[1])
+    host = Host(uplink="eth0")
+    ground.publish(ledger, [Ground(network=NETWORK, pools=POOLS, mtu=1450, host=host)])
+    return ledger
+
+
+def request(verb: str, netns: str) -> Request:
+    return Request(verb=verb, container="c1", ifname="eth0", netns=netns, name="muslin")
+
+
+class Steps:
+    """Counts, and at one of them ends everything."""
+
+    def __init__(self, last: int) -> None:
+        self.count, self._last = 0, last
+
+    def __call__(self) -> None:
+        if self.count == self._last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+
+    def around(self, owner: Any, name: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def outer(*args: Any, **more: Any) -> Any:
+            self()
+            try:
+                return inner(*args, **more)
+            finally:
+                self()
+
+        setattr(owner, name, outer)
+
+
+def main(path: str, verb: str, netns: str, last: str) -> None:
+    ledger = opened(Path(path))
+    steps = Steps(int(last))
+    steps.around(netlink.Socket, "send")
+    steps.around(sysctl, "write")
+    for transaction in ("claim", "ready", "deleting", "release"):
+        steps.around(Ledger, transaction)
+    attachments = Attachments(ledger, LinuxKernel())
+    if verb == "ADD":
+        attachments.add(request(verb, netns))
+    else:
+        attachments.delete(request(verb, netns))
+    print(steps.count)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
