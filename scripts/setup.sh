@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # command:package; a command that is there needs no package
-WANTED="ip:iproute2 bridge:iproute2 nsenter:util-linux nft:nftables sysctl:procps etcd:etcd-server openssl:openssl"
+WANTED="ip:iproute2 bridge:iproute2 nsenter:util-linux nft:nftables sysctl:procps ping:iputils-ping etcd:etcd-server openssl:openssl"
 
 missing=""
 for pair in $WANTED; do

@@ -46,7 +46,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     addresses: tuple[Interface, ...] = ()
     # Whether this machine runs pods; false for a member that only reaches them.
     pods: bool = True
-    # Seconds a block outlives its node's last word: a weekend's repair fits, a dead rack does not.
+    # Seconds a block outlives its node's last word: a day, so that a repair fits in it.
     block_ttl: float = 86400.0
     # A new block is claimed when fewer addresses than this are free: a burst of pods fits in it.
     spare: int = 16
