@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from namespaces import left_over, reason_not_to_run, spaces
 
 __all__ = ["spaces"]

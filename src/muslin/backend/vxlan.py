@@ -13,8 +13,10 @@ entry, all written from the store:
 
 `hop` is the first address of the peer's lowest block.  No pod ever gets it,
 and the peer carries it on its own mu.vx1, so that packets from the node
-itself have a source that comes back through the tunnel.  One device carries
-both IP versions.
+itself have a source that comes back through the tunnel.  In IPv6 it is the
+block's subnet-router anycast address (RFC 4291, 2.6.1) in name only: on the
+VTEP it is a /128, and works as any other (6.18); there the hop has a route of
+its own as well.  One device carries both IP versions.
 
 The VTEP MAC is derived from the node's name when the node first joins, then
 kept in the store: a restarted, reinstalled or readdressed node answers to the
@@ -65,7 +67,7 @@ PRIORITY = 1090  # of the rule: before main (32766), after local (0)
 class VxlanBackend(Backend):
     """Options, with what they default to."""
 
-    vni: Annotated[int, msgspec.Meta(ge=1, lt=1 << 24)] = 1
+    vni: Annotated[int, msgspec.Meta(ge=1, lt=1 << 24)] = 1  # the same on all nodes
     port: Annotated[int, msgspec.Meta(ge=1, lt=1 << 16)] = 8472  # Linux's own; IANA's is 4789
     mtu: Annotated[int, msgspec.Meta(ge=1280, le=65485)] | None = None  # None: uplink − overhead
     direct: Literal["auto", "never"] = "auto"  # plain routes to peers on the same link
@@ -125,11 +127,16 @@ class VxlanBackend(Backend):
         # A member has no address on the VTEP: name its own, or the kernel picks any.
         mine = site.me.address(block.version) if not site.me.pods else None
         src = mine.ip if mine else None
-        return {
+        objects: set[Object] = {
             Route(dst=block, via=hop, dev=self.dev, onlink=True, src=src),
             Neigh(dev=self.dev, address=hop, mac=self._peer_mac(site, peer)),
             self._fdb(site, peer),
         }
+        if block.version == 6:
+            # IPv6's `onlink` is refused while a route for the block leaves by another device
+            # (net/ipv6/route.c: ip6_route_check_nh_onlink), as when a peer moves behind a router.
+            objects.add(Route(dst=ip_network(hop), dev=self.dev))
+        return objects
 
     def _member(self, site: Site, peer: Peer) -> set[Object]:
         """Pods → a member across routers; nodes that run no pods need nothing."""

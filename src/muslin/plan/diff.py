@@ -1,22 +1,41 @@
 """Desired × observed → changes, in an order that never leaves a gap.
 
-Pure, and the only place that knows the order.  Two facts shape it:
+Pure, and the only place that knows the order.  Four facts shape it:
 
 *  A link that cannot be changed in place (its VNI, its local address) is made
    anew, and the kernel then drops everything that hung on it: addresses,
    neighbours, routes.  What hung on a rebuilt link counts as absent.
 *  The same holds for our nft table and its elements.
+*  A link that gets another MAC loses its neighbours, permanent ones too
+   (net/core/neighbour.c: neigh_changeaddr()).
+*  A link that loses its last IPv4 address loses its IPv4 routes and neighbours,
+   without a word (net/ipv4/fib_frontend.c: fib_disable_ip()).  What shall stand
+   on such a link is put after the removals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from muslin.plan.objects import ORDER, Element, Link, Object, Plan, Present, Ruleset, Sysctl, holds
+from muslin.plan.objects import (
+    ORDER,
+    Addr,
+    Element,
+    Link,
+    Neigh,
+    Object,
+    Plan,
+    Present,
+    Route,
+    Ruleset,
+    Sysctl,
+    holds,
+)
 
 Verb = Literal["add", "replace", "remove"]
+Key = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +61,34 @@ def diff(desired: Plan, observed: Plan) -> Iterator[Change]:
     want = {o.key: o for o in desired}
     rebuilt = {k for k, o in want.items() if k in have and not _in_place(o, have[k])}
 
-    for key in rebuilt:
+    for key in sorted(rebuilt, key=repr):
         yield Change("remove", have[key])
     lost = {k for k, o in have.items() if _hangs_on(o, rebuilt)} | rebuilt
+    readdressed = {k for k, o in want.items() if k in have and _new_mac(o, have[k])}
+    lost |= {k for k, o in have.items() if isinstance(o, Neigh) and _hangs_on(o, readdressed)}
     have = {k: o for k, o in have.items() if k not in lost}
 
+    bare = _places4(have.values()) - _places4(desired)
+    late = frozenset(o for o in desired if _place4(o) in bare and isinstance(o, Route | Neigh))
+
     yield from _removals(o for k, o in have.items() if k not in want and isinstance(o, Element))
-    for obj in sorted(desired, key=_rank):
-        was = have.get(obj.key)
-        if was is None:
-            yield Change("add", obj)
-        elif not holds(obj, was):
-            yield Change("replace", obj, was)
-    gone = {k for k in have if k not in want and isinstance(have[k], Link | Ruleset)}
+    yield from _puts(desired - late, have)
+    gone = {k for k, o in have.items() if k not in want and _takes_along(o)}
     yield from _removals(
         o
         for k, o in have.items()
         if k not in want and not isinstance(o, Element) and not _hangs_on(o, gone)
     )
+    yield from _puts(late, {k: o for k, o in have.items() if _place4(o) not in bare})
+
+
+def _puts(objects: Iterable[Object], have: Mapping[Key, Object]) -> Iterator[Change]:
+    for obj in sorted(objects, key=_rank):
+        was = have.get(obj.key)
+        if was is None:
+            yield Change("add", obj)
+        elif not holds(obj, was):
+            yield Change("replace", obj, was)
 
 
 def _removals(objects: Iterator[Object]) -> Iterator[Change]:
@@ -81,7 +110,35 @@ def _in_place(want: Object, have: Object) -> bool:
     return True
 
 
-def _hangs_on(obj: Object, keys: set[tuple[object, ...]]) -> bool:
+def _new_mac(want: Object, have: Object) -> bool:
+    if not isinstance(want, Link) or not isinstance(have, Link):
+        return False
+    return want.mac is not None and want.mac != have.mac
+
+
+def _place4(obj: Object) -> tuple[str | None, str | None] | None:
+    """The device on which `obj` stands, if it is there by virtue of IPv4."""
+    match obj:
+        case Addr() | Neigh():
+            version = obj.address.version
+        case Route():
+            version = obj.dst.version
+        case _:
+            return None
+    return (obj.ns, obj.dev) if version == 4 and obj.dev is not None else None
+
+
+def _places4(objects: Iterable[Object]) -> set[tuple[str | None, str | None] | None]:
+    """The devices with an IPv4 address."""
+    return {_place4(o) for o in objects if isinstance(o, Addr)} - {None}
+
+
+def _takes_along(obj: Object) -> bool:
+    """Whether removing `obj` removes what hangs on it; a link made by others is not removed."""
+    return isinstance(obj, Ruleset) or (isinstance(obj, Link) and not isinstance(obj.kind, Present))
+
+
+def _hangs_on(obj: Object, keys: set[Key]) -> bool:
     """Whether `obj` vanishes with one of the links or the table in `keys`."""
     if isinstance(obj, Element):
         return ("ruleset", obj.ns) in keys
@@ -89,6 +146,8 @@ def _hangs_on(obj: Object, keys: set[tuple[object, ...]]) -> bool:
 
 
 def _rank(obj: Object) -> tuple[int, bool, str]:
-    # A pod's end of a pair is there only after the node's end, which makes both.
-    present = isinstance(obj, Link) and isinstance(obj.kind, Present)
-    return ORDER.index(type(obj)), present, repr(obj.key)
+    # Within a kind: a pod's end of a pair is there only after the node's end, which makes both;
+    # a next hop may be on the link only by another route.
+    late = isinstance(obj, Link) and isinstance(obj.kind, Present)
+    late |= isinstance(obj, Route) and obj.via is not None
+    return ORDER.index(type(obj)), late, repr(obj.key)

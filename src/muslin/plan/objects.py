@@ -2,7 +2,7 @@
 
 A plan is a set of objects.  Each has a `key`, the slot it takes in the kernel
 (two objects with one key cannot exist together), and fields that say what
-stands in the slot.  A field that is None means "whatever the kernel has".
+stands in the slot.  A link's `mtu` or `mac` that is None may be whatever it is.
 
 How an object of ours is told from a stranger's (the mark):
 
@@ -177,6 +177,8 @@ class Rule:
 class Ruleset:
     """Our one nft table: its sets and chains, as the text inside `table inet muslin { … }`.
 
+    Each rule is a line of its own: by their number damage is noticed (kernel/nft.py).
+
     Whoever changes the text changes the whole table, in one transaction and
     together with its elements, so no packet meets half a ruleset.
     """
@@ -223,16 +225,15 @@ ORDER: tuple[type[Object], ...] = (
 
 
 def holds(desired: Object, observed: Object) -> bool:
-    """Whether what was observed is what is desired, None meaning "any" in `desired`."""
-    if type(desired) is not type(observed):
-        return False
-    for f in fields(desired):
-        if not f.compare:
-            continue
-        want = getattr(desired, f.name)
-        if want is not None and want != getattr(observed, f.name):
-            return False
-    return True
+    """Whether what was observed is what is desired.
+
+    Only of a link may a field be left to the kernel; a route without `via`
+    wants no next hop.
+    """
+    if not isinstance(desired, Link) or not isinstance(observed, Link):
+        return desired == observed
+    compared = (f.name for f in fields(desired) if f.compare)
+    return all(getattr(desired, n) in {None, getattr(observed, n)} for n in compared)
 
 
 def is_pods(obj: Object) -> bool:

@@ -8,6 +8,7 @@
 The gateway addresses belong to nobody: permanent neighbours on both sides
 mean that nothing is ever asked, so there is no ARP, no ND and no proxy_arp.
 The pod needs no address of the node and every pod on every node looks alike.
+The host end has none either, not even a link-local one (kernel/links.py).
 
 A pod cannot send from an address it does not own: for IPv4 the kernel's
 strict reverse path filter on the host end drops it, for IPv6 (which has no

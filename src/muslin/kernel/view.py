@@ -1,0 +1,82 @@
+"""What of one namespace an observation shows: the decision of what is ours, in one place.
+
+In the namespace the agent runs in, that is everything on devices that carry
+our mark, every route and rule of our protocol number, and of the rest exactly
+the slots that `about` names.  In any other namespace it is what stands on the
+devices that `about` names there, and again its slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from muslin.kernel import codec, links
+from muslin.kernel.netlink import Socket
+from muslin.plan.objects import Addr, Fdb, Link, Neigh, Object, Plan, Present, Route, Rule, Vxlan
+
+
+def view(ns: str | None, socket: Socket, about: Plan) -> Plan:
+    """Everything of rtnetlink's that is to be seen in the socket's namespace."""
+    devices = [links.read(body) for body in socket.dump(links.GETLINK, links.everything())]
+    scope = _scope(ns, devices, about)
+    return frozenset(
+        o
+        for o in (*_links(ns, devices, about), *_objects(ns, socket, devices))
+        if isinstance(o, Link) or scope.shows(o)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What to show of what hangs on devices or on nothing."""
+
+    home: bool  # the agent's own namespace
+    devices: frozenset[str]  # with all that stands on them
+    keys: frozenset[tuple[object, ...]]  # slots that were asked for by name
+
+    def shows(self, obj: Object) -> bool:
+        if obj.key in self.keys:
+            return True
+        if isinstance(obj, Route | Rule) and self.home:
+            return True
+        return obj.dev in self.devices
+
+
+def _scope(ns: str | None, devices: Iterable[links.Device], about: Plan) -> _Scope:
+    keys = frozenset(o.key for o in about)
+    if ns is None:
+        ours = frozenset(d.name for d in devices if d.is_ours)
+        return _Scope(home=True, devices=ours, keys=keys)
+    named = frozenset(o.dev for o in about if o.dev is not None)
+    return _Scope(home=False, devices=named, keys=keys)
+
+
+def _links(ns: str | None, devices: Iterable[links.Device], about: Plan) -> Iterator[Link]:
+    asked = {o.name: o.kind for o in about if isinstance(o, Link)}
+    for device in devices:
+        if isinstance(asked.get(device.name), Present):
+            yield device.link(ns, present=True)
+        elif device.is_ours and (ns is None or device.name in asked):
+            yield device.link(ns)
+
+
+def _objects(
+    ns: str | None, socket: Socket, devices: Iterable[links.Device]
+) -> Iterator[Addr | Neigh | Fdb | Route | Rule]:
+    names = {d.index: d.name for d in devices}
+    found: list[Addr | Neigh | Fdb | Route | Rule | None] = []
+    for body in socket.dump(codec.GETADDR, codec.all_addresses()):
+        found.append(codec.read_addr(ns, body, names))
+    for body in socket.dump(codec.GETNEIGH, codec.all_neighbours()):
+        found.append(codec.read_neigh(ns, body, names))
+    for device in devices:
+        if isinstance(device.kind, Vxlan):
+            for body in socket.dump(codec.GETNEIGH, codec.fdb_of(device.index)):
+                found.append(codec.read_fdb(ns, body, names))
+    for version in (4, 6):
+        for body in socket.dump(codec.GETROUTE, codec.routes_of(version)):
+            found.append(codec.read_route(ns, body, names))
+    for body in socket.dump(codec.GETRULE, codec.all_rules()):
+        found.append(codec.read_rule(ns, body))
+    return (o for o in found if o is not None)
