@@ -38,14 +38,16 @@ check: $(STAMP)  ## format, lint, types, layers
 	.venv/bin/lint-imports
 
 golden: $(STAMP) ## rewrite the expected plans; review the diff
-	$(PYTEST) tests/unit/test_golden.py --update-golden
+	$(PY) -m tests.golden
 
 lab: $(STAMP)    ## bring a lab up: make lab L=two-racks
 	$(PY) -m muslin lab up labs/$(or $(L),three-nodes).toml
 
 bench: $(STAMP)  ## pods beside node to node, as ratios, in a lab of its own
-	$(PY) -m muslin lab up labs/two-racks.toml --name bench
-	$(PY) -m muslin lab bench --lab bench; status=$$?; $(PY) -m muslin lab down bench; exit $$status
+	@$(PY) -m muslin lab up labs/two-racks.toml --name bench
+	@for pod in web:n1 db:n2 mq:n3 log:n4; do \
+	    $(PY) -m muslin lab pod add $${pod%:*} --node $${pod#*:} --lab bench || exit 1; done; \
+	$(PY) -m muslin lab bench bench; status=$$?; $(PY) -m muslin lab down bench; exit $$status
 
 docs: $(STAMP)   ## generate docs/backends.md, docs/cli.md and docs/config.md
 	$(PY) scripts/docs.py

@@ -30,17 +30,18 @@ if [ -n "$missing" ]; then
     fi
     echo "installing:$missing"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
+    log=$(mktemp)
+    quiet() { "$@" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }; }
+    quiet apt-get update -qq
     # A server package must not start a server here: the tests start their own.
-    printf '#!/bin/sh\nexit 101\n' >/tmp/muslin-policy-rc.$$ && chmod 755 /tmp/muslin-policy-rc.$$
     if [ ! -e /usr/sbin/policy-rc.d ]; then
-        mv /tmp/muslin-policy-rc.$$ /usr/sbin/policy-rc.d
         trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    else
-        rm -f /tmp/muslin-policy-rc.$$
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
     fi
     # shellcheck disable=SC2086 # a list of packages
-    apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    quiet apt-get install -y -qq --no-install-recommends $missing
+    rm -f "$log"
     python=${python:-/usr/bin/python3}
 fi
 

@@ -23,6 +23,7 @@ from muslin.model import Interface, convert
 
 DEFAULT_FILE = Path("/etc/muslin/muslin.toml")
 PREFIX = "MUSLIN_"
+OTHERS = {"MUSLIN_LAB_DIR"}  # not a setting of an agent: where `muslin lab` keeps its labs
 # RFC 1123 label, as Kubernetes uses for node names' parts and we for keys and file names.
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 
@@ -108,7 +109,9 @@ def _unknown(raw: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
     faults = [f"unknown setting {name!r}" for name in raw if name not in known]
     for variable in environ:
         name = variable.removeprefix(PREFIX).lower()
-        if variable.startswith(PREFIX) and name not in known:
+        if variable in OTHERS or not variable.startswith(PREFIX):
+            continue
+        if name not in known:
             faults.append(f"unknown variable {variable}")
     return faults
 

@@ -38,15 +38,16 @@ RULES = """\
 
 
 def base(sites: Sequence[Site]) -> Plan:
-    """Forwarding on the uplink, one table, and an answer for unused addresses of our blocks.
+    """Forwarding on the uplink, one table, and an answer for addresses that no pod has.
 
     `sites` are this node's, one per network; the table is shared by all.
     """
     objects: set[Object] = set()
     for site in sites:
         objects |= _forwarding(site)
-        # Without it a packet to a pod that is gone leaves by the default route and comes back.
-        objects |= {Route(dst=block) for block in site.blocks}
+        # Without it a packet to a pod that is gone, or to a block that nobody holds, leaves by
+        # the default route, and circles where a router sends the pool to a node.
+        objects |= {Route(dst=pool.cidr) for pool in site.pools}
     return frozenset(objects) | _masquerade(sites)
 
 
