@@ -77,11 +77,13 @@ class Estate:
     network: Network
     machines: dict[str, Machine]
     pods: dict[str, Pod]
+    old_kernel: bool = False  # as before Linux 6.17: IPv6 is forwarded everywhere or nowhere
 
     def site(self, name: str) -> Site:
         machine = self.machines[name]
         with netns.inside(machine.ns):
-            host = Host(uplink="eth0", force_forwarding=facts.has_force_forwarding())
+            fine = facts.has_force_forwarding() and not self.old_kernel
+            host = Host(uplink="eth0", force_forwarding=fine, global_forwarding=True)
         others = (m for n, m in self.machines.items() if n != name)
         return Site(
             me=machine.node,
@@ -108,12 +110,12 @@ class Estate:
                 settle(LinuxKernel(), self.plan(name))
 
 
-def build(spaces: Spaces, backend: str, *, racks: int) -> Estate:
+def build(spaces: Spaces, backend: str, *, racks: int, old_kernel: bool = False) -> Estate:
     """Make the namespaces, join them, and bring every machine to its plan."""
     router = spaces.new("router")
     run(router, ROUTER)
     network = Network(name="pods", backend=backend, pools=("p4", "p6"))
-    estate = Estate(router=router, network=network, machines={}, pods={})
+    estate = Estate(router, network, machines={}, pods={}, old_kernel=old_kernel)
     places = [("n1", "a", 1), ("n2", "a", 2), ("n3", "b" if racks == 2 else "a", 3)]
     if racks == 2:
         places.append(("vm1", "b", 9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
@@ -123,7 +124,7 @@ async def test_a_peer_off_the_link_is_reported_by_name_and_the_others_are_served
 
 
 async def test_a_node_that_changes_its_address_says_so(agent: Agent) -> None:
-    agent.here = moved_to(agent.here, "192.0.2.77/24")
+    agent.here = replace(agent.here, addresses=(ip_interface("192.0.2.77/24"),))
     agent.sync.wake()
 
     async def published() -> str:
@@ -135,10 +136,6 @@ async def test_a_node_that_changes_its_address_says_so(agent: Agent) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError(await published())
-
-
-def moved_to(here: Underlay, address: str) -> Underlay:
-    return Underlay(host=here.host, addresses=(ip_interface(address),), mtu=here.mtu)
 
 
 async def test_a_route_that_somebody_removed_comes_back(agent: Agent) -> None:
@@ -205,6 +202,17 @@ async def test_a_store_that_goes_away_later_changes_nothing_in_the_kernel(agent:
     agent.sync.wake()
     await asyncio.sleep(0.1)
     assert agent.routes() == {"10.244.9.0/26 via 192.0.2.2"}
+
+
+async def test_ipv6_pods_on_a_kernel_that_does_not_forward_are_a_fault(agent: Agent) -> None:
+    agent.here = replace(agent.here, notes=("IPv6 pods will reach nobody",))
+    agent.sync.wake()
+    await asyncio.sleep(0.1)
+    assert agent.sync.state.faults == ()  # the network is IPv4 only
+    six = Pool(name="six", cidr=ip_network("fd00::/56"))
+    both = Network(name="default", backend="hostgw", pools=("four", "six"))
+    await networks.apply(agent.store, both, [POOL, six])
+    await agent.until(lambda: "IPv6 pods will reach nobody" in agent.sync.state.faults)
 
 
 async def test_a_missing_uplink_is_a_fault_until_it_is_there(tmp_path: Path) -> None:

@@ -181,6 +181,8 @@ class Sync:
         refused = await asyncio.to_thread(self._settle, want)
         self._tell(view, here)
         faults += [*want.faults, *here.faults, *refused]
+        if any(p.cidr.version == 6 for s in view for p in s.pools):
+            faults += here.notes
         if not world.networks:
             faults.append("no network yet: apply one with `muslin networks apply FILE`")
         ready = bool(want.plan) and not here.faults

@@ -143,6 +143,7 @@ class Boot:
             "uplink": UPLINK,
             "pods": host.role == "node",
             "block_ttl": BLOCK_TTL,
+            "global_forwarding": True,  # before Linux 6.17; the namespaces are ours
         }
         # JSON's strings, numbers and booleans are TOML's too.
         lines = (f"{key} = {msgspec.json.encode(v).decode()}" for key, v in values.items())
