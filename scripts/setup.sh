@@ -4,7 +4,12 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # command:package; a command that is there needs no package
-WANTED="ip:iproute2 bridge:iproute2 nsenter:util-linux nft:nftables sysctl:procps ping:iputils-ping etcd:etcd-server openssl:openssl"
+WANTED="ip:iproute2 bridge:iproute2 nsenter:util-linux nft:nftables sysctl:procps ping:iputils-ping etcd:etcd-server etcdctl:etcd-client openssl:openssl"
+
+# `make runtimes`: container runtimes to test with, 60 MB to fetch and 200 on disk.
+if [ -n "${RUNTIMES:-}" ]; then
+    WANTED="$WANTED containerd:containerd runc:runc podman:podman busybox:busybox-static /usr/lib/cni/loopback:containernetworking-plugins"
+fi
 
 missing=""
 for pair in $WANTED; do
@@ -43,6 +48,21 @@ if [ -n "$missing" ]; then
     quiet apt-get install -y -qq --no-install-recommends $missing
     rm -f "$log"
     python=${python:-/usr/bin/python3}
+fi
+
+# Welcome, not needed: the CNI plugin is compiled (else it stays in Python), and a test kills it.
+welcome=""
+for pair in gcc:gcc musl-gcc:musl-tools strace:strace; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || welcome="$welcome ${pair##*:}"
+done
+if [ -n "$welcome" ]; then
+    # shellcheck disable=SC2086 # a list of packages
+    get() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $welcome; }
+    if [ "$(id -u)" -eq 0 ] && { get || { apt-get update -qq && get; }; } >/dev/null 2>&1; then
+        echo "installed:$welcome"
+    else
+        echo "going on without:$welcome"
+    fi
 fi
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv

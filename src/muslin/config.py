@@ -37,7 +37,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     store: str = "sqlite:/var/lib/muslin/store.db"
     # For etcd: ca, cert, key (paths), user, password.
     store_options: dict[str, str] = {}
-    # What must survive a reboot: the ledger of addresses (node.db).
+    # What must survive a reboot: the ledger of addresses (node.db), the journal of DELs (journal/).
     state_dir: str = "/var/lib/muslin"
     # Sockets, root only: cni.sock, api.sock.
     run_dir: str = "/run/muslin"
@@ -70,6 +70,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def ledger(self) -> Path:
         """The node's own database."""
         return Path(self.state_dir) / "node.db"
+
+    @property
+    def journal_dir(self) -> Path:
+        """Where the CNI plugin leaves what the agent was not there for."""
+        return Path(self.state_dir) / "journal"
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -89,18 +89,29 @@ def install(
     conf_dir: Annotated[Path, typer.Option(help="Where runtimes look for configurations.")] = Path(
         "/etc/cni/net.d"
     ),
+    twin: Annotated[
+        Literal["auto", "c", "python"],
+        typer.Option(help="Which of the two plugins: the compiled one, if it runs here."),
+    ] = "auto",
     json: JsonOption = False,
 ) -> None:
     """Install the plugin and its configuration for the container runtimes of this node."""
     with reported():
         from muslin.cni import install as plugin
 
+        found = settings.load(config)
         done = plugin.install(
-            bin_dir=bin_dir, conf_dir=conf_dir, socket=settings.load(config).cni_socket
+            bin_dir=bin_dir,
+            conf_dir=conf_dir,
+            socket=found.cni_socket,
+            journal=found.journal_dir,
+            twin=twin,
         )
     if json:
         files = {"plugin": str(done.plugin), "conflist": str(done.conflist)}
-        emit(files | {"written": [str(w) for w in done.written]})
+        chosen = {"twin": done.twin, "why": done.why}
+        emit(files | chosen | {"written": [str(w) for w in done.written]})
         return
+    out.print(f"the plugin in {'C' if done.twin == 'c' else 'Python'}: {done.why}", markup=False)
     for file in (done.plugin, done.conflist):
         out.print(f"{'wrote' if file in done.written else 'already right:'} {file}")

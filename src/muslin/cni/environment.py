@@ -42,6 +42,8 @@ _ARGS = (
     "K8S_POD_NAME",
     "K8S_POD_INFRA_CONTAINER_ID",
     "K8S_POD_UID",
+    "IP",
+    "MAC",
 )
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}  # as libcni reads it
 

@@ -87,7 +87,9 @@ class Boot:
             if host.role == "node":
                 where = cni_of(self.state.lab, host.name)
                 cni = socket_of(self.state.lab, host.name, "cni")
-                install(bin_dir=where, conf_dir=where, socket=cni)
+                install(
+                    bin_dir=where, conf_dir=where, socket=cni, journal=own / "state" / "journal"
+                )
             argv = [sys.executable, "-m", "muslin", "agent", "--config", str(config)]
             self._spawn(host.name, host.name, argv)
 
