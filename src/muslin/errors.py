@@ -9,7 +9,8 @@
     ├── Exhausted            no free address; names the pool and its size         CNI 100
     ├── Unreachable          one peer cannot be served by this backend; names it
     ├── KernelError          operation, object as text, errno                     CNI 101
-    └── CheckFailed          the kernel does not hold what ADD promised           CNI 103
+    ├── CheckFailed          the kernel does not hold what ADD promised           CNI 103
+    └── Taken                a port or address asked for by name is in use        CNI 104
 
 Errors are raised where the fact is known, with the object in them, and are
 translated once, at the door (`cni.protocol`, `cli.main`).  The numbers below
@@ -122,3 +123,10 @@ class CheckFailed(MuslinError):
     """CHECK found the kernel without something that ADD put there."""
 
     cni_code = 103
+
+
+class Taken(MuslinError):
+    """What was asked for by name is another's, or not free yet; says whose, or when."""
+
+    cni_code = 104
+    retry = True

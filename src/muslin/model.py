@@ -24,7 +24,7 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -135,6 +135,36 @@ class Site:
     peers: tuple[Peer, ...] = ()
 
 
+class PortMapping(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One port of the node that leads to one of a pod."""
+
+    host: int
+    pod: int
+    protocol: Literal["tcp", "udp", "sctp"] = "tcp"
+    ip: Address | None = None  # of the node; None: every one of its addresses, of both versions
+
+
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
+    """How much may pass: in the long run, and at once after a pause."""
+
+    rate: int  # bytes per second
+    burst: int  # bytes
+
+
+class Wants(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a runtime asked for one pod beyond an address; remembered with its attachment."""
+
+    ports: tuple[PortMapping, ...] = ()
+    ingress: Rate | None = None  # to the pod
+    egress: Rate | None = None  # from the pod
+    ips: tuple[Address, ...] = ()  # at most one of each version
+    mac: str = ""  # of the pod's end; "" follows from its address
+    pod: str = ""  # its name, for people
+
+
+NOTHING = Wants()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
     """One pod interface: the unit of ADD and DEL."""
@@ -145,6 +175,7 @@ class Nic:
     addresses: tuple[Address, ...]
     mtu: int
     host: Host
+    wants: Wants = NOTHING
 
     @property
     def dev(self) -> str:
@@ -153,12 +184,14 @@ class Nic:
 
     @property
     def mac(self) -> str:
-        """The pod end's MAC, from its first address.
+        """The pod end's MAC: what was asked for, else from its first address.
 
         A reused address keeps its MAC, so no neighbour cache anywhere goes
         stale.  0a:58 has the locally administered bit (IEEE 802, as the CNI
         plugins use it).
         """
+        if self.wants.mac:
+            return self.wants.mac
         first = self.addresses[0]
         tail = first.packed if first.version == 4 else _digest(first.packed, 4)
         return "0a:58:" + ":".join(f"{b:02x}" for b in tail)

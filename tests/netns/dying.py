@@ -1,5 +1,7 @@
 """One ADD or DEL in a process that kills itself at its n-th step: run by test_crash.
 
+The pod has ports of the node and a limit each way.
+
 Steps are every commit to node.db, every netlink send and every sysctl write,
 each counted once before and once after.  Prints the number of steps when it
 lived to the end.
@@ -12,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from muslin.agent.ground import Ground
 from muslin.cni.protocol import Request
 from muslin.kernel import netlink, sysctl
 from muslin.kernel.linux import LinuxKernel
-from muslin.model import Host, Network, Pool
+from muslin.model import Host, Network, Pool, PortMapping, Rate, Wants
 from muslin.store.ledger import Ledger
 
 POOLS = (
@@ -42,8 +44,20 @@ def opened(path: Path) -> Ledger:
     return ledger
 
 
+WANTS = Wants(
+    ports=(
+        PortMapping(host=8080, pod=80),
+        PortMapping(host=53, pod=53, protocol="udp", ip=ip_address("192.0.2.1")),
+    ),
+    ingress=Rate(rate=2_500_000, burst=131_072),
+    egress=Rate(rate=2_500_000, burst=131_072),
+)
+
+
 def request(verb: str, netns: str) -> Request:
-    return Request(verb=verb, container="c1", ifname="eth0", netns=netns, name="muslin")
+    return Request(
+        verb=verb, container="c1", ifname="eth0", netns=netns, name="muslin", wants=WANTS
+    )
 
 
 class Steps:
@@ -74,14 +88,16 @@ def main(path: str, verb: str, netns: str, last: str) -> None:
     ledger = opened(Path(path))
     steps = Steps(int(last))
     steps.around(netlink.Socket, "send")
+    steps.around(netlink.Socket, "transact")
     steps.around(sysctl, "write")
-    for transaction in ("claim", "ready", "deleting", "release"):
+    for transaction in ("claim", "ready", "deleting", "release_all"):
         steps.around(Ledger, transaction)
     attachments = Attachments(ledger, LinuxKernel())
     if verb == "ADD":
         attachments.add(request(verb, netns))
     else:
         attachments.delete(request(verb, netns))
+        attachments.reap()
     print(steps.count)
 
 

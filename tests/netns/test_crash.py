@@ -12,7 +12,9 @@ from dying import opened, request
 from muslin.agent.attach import Attachments
 from muslin.kernel import netns
 from muslin.kernel.linux import LinuxKernel
-from muslin.plan.objects import Addr, Link, Neigh, Route
+from muslin.plan.diff import Change
+from muslin.plan.node import RULES
+from muslin.plan.objects import Addr, Element, Link, Neigh, Police, Route, Ruleset, Shaper
 from namespaces import Spaces
 
 pytestmark = pytest.mark.root
@@ -27,6 +29,8 @@ class Node:
     def __init__(self, spaces: Spaces, directory: Path) -> None:
         self.ns, self.pod = spaces.new("node"), spaces.new("pod")
         self.db = directory / "node.db"
+        with netns.inside(self.ns):  # what the sync loop puts first
+            LinuxKernel().apply([Change("add", Ruleset(body=RULES))])
 
     def call(self, verb: str, *, die_at: int = -1) -> subprocess.CompletedProcess[str]:
         """One call in a process of its own, killed at a step, or (-1) not at all."""
@@ -51,7 +55,7 @@ class Node:
     def audit(self) -> tuple[set[str], int, list[str]]:
         """(what the kernel holds of pods, addresses in use, attachment states)."""
         with netns.inside(self.ns):
-            kept = (Link, Route, Neigh, Addr)
+            kept = (Link, Route, Neigh, Addr, Shaper, Police, Element)
             held = {str(o) for o in LinuxKernel().observe() if isinstance(o, kept)}
             ledger = opened(self.db)
             used = sum(u.used for u in ledger.usage())
@@ -148,6 +152,8 @@ def test_a_pod_whose_namespace_died_first_is_deleted_like_any_other(
     netns.delete(Path(node.pod).name)
     with netns.inside(node.ns):
         ledger = opened(node.db)
-        Attachments(ledger, LinuxKernel()).delete(request("DEL", node.pod))
+        attachments = Attachments(ledger, LinuxKernel())
+        attachments.delete(request("DEL", node.pod))
+        attachments.reap()
         ledger.close()
     assert node.audit() == (set(), 0, [])

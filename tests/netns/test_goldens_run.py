@@ -16,6 +16,8 @@ from muslin.kernel.linux import LinuxKernel
 from muslin.model import Site
 from muslin.plan import pod
 from muslin.plan.diff import diff
+from muslin.plan.node import RULES
+from muslin.plan.objects import Ruleset
 from muslin.plan.render import render, render_changes
 from namespaces import Spaces, run
 
@@ -50,7 +52,8 @@ def test_a_golden_run_by_hand_is_what_the_agent_would_have_made(case: Case, spac
     node, plan = spaces.new("node"), case.plan()
     if case.nic:
         nic = replace(case.nic, netns=spaces.new("pod"))
-        plan = pod.routed(nic)
+        plan = pod.routed(nic) | {Ruleset(body=RULES)}
+        run(node, render(frozenset({Ruleset(body=RULES)})))
         script = POD_AT_ITS_PLACE.format(pod=nic.netns) + "sh -e << 'END'\n"
         run(node, f"unshare -m sh -e << 'OUTER'\n{script}{case.expected()}END\nOUTER\n")
     else:

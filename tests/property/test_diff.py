@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from grounds import FakeGround, Ground, fake_ground, real_ground
 from muslin.kernel import settle
 from muslin.plan.diff import diff
+from muslin.plan.node import RULES
 from muslin.plan.objects import (
     Addr,
     Element,
@@ -22,9 +23,11 @@ from muslin.plan.objects import (
     Neigh,
     Object,
     Plan,
+    Police,
     Route,
     Rule,
     Ruleset,
+    Shaper,
     Sysctl,
     Veth,
     Vxlan,
@@ -38,6 +41,19 @@ KINDS: tuple[LinkKind, ...] = (
     Vxlan(vni=2, port=8472, local=LOCAL),
 )
 BODIES = ("\tset e { type ipv4_addr; }\n", "\tset e { type ipv4_addr; }\n\tchain c { }\n")
+
+
+# What pods put into the node's table, hand-packed where the table stays.
+PODS: tuple[Object, ...] = (
+    *(Element(set="ports4", item="udp . 53", data=f"10.8.0.{n} . 53") for n in (1, 2)),
+    Element(set="ports6", item="tcp . 80", data="fd00:8::1 . 8080"),
+    Element(set="ipports4", item="192.0.2.1 . sctp . 9", data="10.8.0.1 . 9"),
+    Element(set="ipports6", item="2001:db8:a::1 . tcp . 6", data="fd00:8::1 . 17"),
+    Element(set="hairpins4", item="10.8.0.1 . 10.8.0.1"),
+    Element(set="hairpins6", item="fd00:8::1 . fd00:8::1"),
+    *(Police(name="mu12345678", rate=r, burst=b) for r, b in ((1_000, 1), (1 << 33, 1 << 31))),
+    Police(name="mu.a", rate=1 << 20, burst=1 << 20),
+)
 
 
 def some(*objects: Object) -> st.SearchStrategy[frozenset[Object]]:
@@ -66,6 +82,8 @@ def on_link(draw: st.DrawFn, name: str) -> Plan:
             Neigh(dev=name, address=hop, mac="02:00:00:00:00:0b"),
             Neigh(dev=name, address=hop6, mac="02:00:00:00:00:0a"),
             Sysctl(name=f"net/ipv4/conf/{name}/rp_filter", value="2"),
+            Shaper(dev=name, rate=2_500_000, burst=102_400),
+            Shaper(dev=name, rate=6_000_000_000, burst=1_048_576),
             *(Route(dst=ip_network(d), dev=name) for d in ("10.8.8.0/24", "fd00:8:8::/64")),
             Route(dst=ip_network("10.8.9.0/24"), via=hop, dev=name, onlink=True),
             Route(dst=ip_network("fd00:8:9::/64"), via=hop6, dev=name, onlink=True),
@@ -100,6 +118,8 @@ def plans(draw: st.DrawFn) -> Plan:
             Sysctl(name="net/ipv4/conf/eth0/forwarding", value="1"),
         )
     )
+    if draw(st.booleans()):
+        return one_of_each_slot(objects | {Ruleset(body=RULES)} | draw(some(*PODS)))
     if body := draw(st.sampled_from((None, *BODIES))):
         items = (Element(set="e", item=f"10.0.0.{n}") for n in (1, 2, 3))
         objects |= {Ruleset(body=body)} | draw(some(*items))

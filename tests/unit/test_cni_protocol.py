@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from muslin.cni import environment, protocol
 from muslin.cni.protocol import VERSIONS, Attached, Request, parse
 from muslin.errors import ConfigError, Exhausted, KernelError, NotReady, RequestError, Unavailable
-from muslin.model import Host, Nic
+from muslin.model import Host, Nic, Wants
 
 ENV = {
     "CNI_COMMAND": "ADD",
@@ -54,7 +54,7 @@ def test_a_plain_add_arrives_whole() -> None:
         path="/opt/cni/bin",
         name="muslin",
         network="blue",
-        runtime_config={"mac": "00:11:22:33:44:55"},
+        wants=Wants(mac="00:11:22:33:44:55", pod="shop/cart-0"),
     )
 
 
@@ -107,7 +107,7 @@ def test_an_unknown_verb_is_refused_by_the_variables_name(command: str) -> None:
         ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=\udc80"),
         ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME"),
         ("CNI_ARGS", "IgnoreUnknown=maybe"),
-        ("CNI_ARGS", "IP=10.0.0.1"),
+        ("CNI_ARGS", "COLOUR=blue"),
         ("CNI_PATH", "/opt\0"),
     ],
 )

@@ -27,8 +27,33 @@ def test_an_element_is_named_as_nft_prints_it(listed: object, text: str) -> None
     assert nft._item(listed) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "item", "text"),
+    [
+        ("ports4", [{"concat": [17, 53]}, {"concat": ["10.0.0.1", 53]}], "udp . 53"),
+        ("ports4", [{"concat": ["tcp", 6]}, {"concat": ["10.0.0.1", 6]}], "tcp . 6"),
+        (
+            "ipports6",
+            [{"concat": ["fd00::1", 6, 17]}, {"concat": ["fd00::2", 1]}],
+            "fd00::1 . tcp . 17",
+        ),
+        ("others", [{"concat": [17, 53]}, "10.0.0.1"], "17 . 53"),
+    ],
+)
+def test_a_protocol_has_its_name_where_etc_protocols_is_missing(
+    name: str, item: object, text: str
+) -> None:
+    assert nft._listed("map", name, item, None).item == text
+
+
 def test_rules_are_counted_by_chain_and_nothing_else_is() -> None:
-    assert nft.count_rules(RULES) == {"guard": 2, "leaving": 2}
+    assert nft.count_rules(RULES) == {
+        "guard": 5,
+        "arriving": 2,
+        "starting": 2,
+        "mapped": 4,
+        "leaving": 5,
+    }
 
 
 def test_comments_and_empty_lines_are_no_rules() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
@@ -166,6 +168,23 @@ def test_threads_never_get_the_same_address(ledger: Ledger) -> None:
     for t in threads:
         t.join()
     assert len(given) == len(set(given)) == 200
+
+
+def test_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from muslin.store.ledger import Ledger\n"
+        "sys.stdin.read(1); Ledger(Path(sys.argv[1]), time.time).set_fact('a', 'b')"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "new" / "node.db")]
+    started = [subprocess.Popen(argv, stdin=subprocess.PIPE) for _ in range(4)]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write(b"x")
+        process.stdin.flush()
+    assert [p.wait(20) for p in started] == [0, 0, 0, 0]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def test_another_boot_releases_everything_and_the_first_takes_note_only(

@@ -19,11 +19,11 @@ from typing import Literal
 from muslin.agent.host import look
 from muslin.config import Config
 from muslin.errors import MuslinError
-from muslin.kernel import netns
+from muslin.kernel import conntrack, netns
 from muslin.kernel.linux import LinuxKernel
 from muslin.plan.diff import Change
 from muslin.plan.node import RULES
-from muslin.plan.objects import Link, Object, Ruleset, Veth, Vxlan
+from muslin.plan.objects import Link, Object, Police, Ruleset, Shaper, Veth, Vxlan
 
 Verdict = Literal["good", "note", "bad"]
 
@@ -70,10 +70,27 @@ def _features(_: Config) -> Iterator[Finding]:
             "nftables with fib and masquerade",
             Ruleset(body=RULES),
             path,
-            "modprobe nft_fib_inet nft_masq",
+            "modprobe nft_fib_inet nft_masq nft_nat nft_objref",
         )
+        bucket = Shaper(dev=pair.name, rate=1_250_000, burst=65536)
+        limit = Police(name=pair.name, rate=1_250_000, burst=65536)
+        yield _try("tbf (a pod's ingressRate)", bucket, path, "modprobe sch_tbf")
+        yield _try("nft limit (a pod's egressRate)", limit, path, "modprobe nft_limit")
+        yield _connections(path)
     finally:
         netns.delete(name)
+
+
+def _connections(path: str) -> Finding:
+    """Whether connections can be listed, and so be forgotten when a UDP host port changes."""
+    what = "connection tracking by netlink"
+    try:
+        with netns.inside(path):
+            conntrack.probe()
+    except MuslinError as e:
+        why = f"{e.message}: UDP clients may follow a changed host port only after 30 s of silence"
+        return Finding(what, "note", why, "modprobe nf_conntrack_netlink")
+    return Finding(what, "good", "works")
 
 
 def _try(what: str, obj: Object, path: Path | str, mend: str) -> Finding:

@@ -28,10 +28,11 @@ from typing import Any
 
 import msgspec
 
-from muslin.cni import environment
+from muslin.cni import capabilities, environment
+from muslin.cni.capabilities import NO_DNS, Dns
 from muslin.cni.environment import plain, shown
 from muslin.errors import MuslinError, RequestError
-from muslin.model import Address, Nic
+from muslin.model import NOTHING, Address, Nic, Wants
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")  # oldest first
 NEWEST = VERSIONS[-1]
@@ -55,6 +56,7 @@ _KEYS = frozenset(
         "name",
         "type",
         "network",
+        "syncDelete",
         "dns",
         "prevResult",
         "capabilities",
@@ -67,18 +69,6 @@ _INSTEAD = {
     "ipMasq": "set masquerade on the Muslin network",
     "mtu": "the MTU follows from the backend and the uplink",
 }
-
-
-class Dns(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The well-known `dns` of a configuration; handed through to the result."""
-
-    nameservers: tuple[str, ...] = ()
-    domain: str = ""
-    search: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-
-
-NO_DNS = Dns()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +84,12 @@ class Request:
     path: str = ""
     name: str = ""  # of the runtime's network
     network: str = ""  # of the Muslin network; "" for the node's default
+    sync_delete: bool = False  # DEL returns when the device is gone, not before
     dns: Dns = NO_DNS
     prev_result: Mapping[str, object] | None = None  # what ADD answered, for CHECK and DEL
     # (container, ifname).  None: the runtime did not say, so GC may not conclude anything.
     valid_attachments: tuple[tuple[str, str], ...] | None = None
-    runtime_config: Mapping[str, object] = field(default_factory=dict)
+    wants: Wants = NOTHING  # ADD only: later verbs go by what ADD was asked for
 
 
 class _End(msgspec.Struct):
@@ -143,20 +134,23 @@ def parse(env: Mapping[str, str], stdin: bytes) -> Request:
     lenient = verb in environment.LENIENT
     if not lenient:
         _check_keys(raw)
+    _object(raw, "runtimeConfig")
+    args = environment.arguments(env.get("CNI_ARGS", ""), lenient=lenient)
     return Request(
         verb=verb,
         version=version,
         container=env.get("CNI_CONTAINERID", ""),
         netns=env.get("CNI_NETNS", ""),
         ifname=env.get("CNI_IFNAME", ""),
-        args=environment.arguments(env.get("CNI_ARGS", ""), lenient=lenient),
+        args=args,
         path=env.get("CNI_PATH", ""),
         name=raw["name"],
         network=raw.get("network", ""),
-        dns=_dns(raw),
+        sync_delete=raw.get("syncDelete") is True,
+        dns=_dns(raw, verb),
         prev_result=_prev_result(raw, verb),
         valid_attachments=_attachments(raw) if verb == "GC" else None,
-        runtime_config=_object(raw, "runtimeConfig") or {},
+        wants=capabilities.wants(raw, args) if verb == "ADD" else NOTHING,
     )
 
 
@@ -259,7 +253,9 @@ def _object(raw: Mapping[str, Any], key: str) -> dict[str, object] | None:
     return value
 
 
-def _dns(raw: Mapping[str, Any]) -> Dns:
+def _dns(raw: Mapping[str, Any], verb: str) -> Dns:
+    if verb == "ADD" and (own := capabilities.dns(raw)):
+        return own
     try:
         return msgspec.convert(_object(raw, "dns") or {}, Dns)
     except msgspec.ValidationError as e:

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 
+from muslin.kernel import tc
 from muslin.kernel.netlink import (
     CREATE,
     EXCL,
@@ -29,7 +30,7 @@ from muslin.kernel.netlink import (
     number,
 )
 from muslin.model import Address, Prefix
-from muslin.plan.objects import PROTOCOL, Addr, Fdb, Neigh, Object, Route, Rule
+from muslin.plan.objects import PROTOCOL, Addr, Fdb, Neigh, Object, Route, Rule, Shaper
 
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
@@ -75,6 +76,8 @@ def put(obj: Object, index: Index, *, replace: bool) -> Request:
             return Request(NEWNEIGH, flags, _fdb(obj, index))
         case Route():
             return Request(NEWROUTE, flags, _route(obj, index))
+        case Shaper():
+            return tc.put(obj, index, replace=replace)
         case Rule():
             # The kernel knows no replacing of rules, and the key is the whole rule.
             return Request(NEWRULE, CREATE | EXCL, _rule(obj))
@@ -98,6 +101,8 @@ def drop(obj: Object, index: Index) -> Request:
             if obj.dev:
                 body += number(_RTA_OIF, index(obj.dev))
             return Request(DELROUTE, 0, body)
+        case Shaper():
+            return tc.drop(obj, index)
         case Rule():
             return Request(DELRULE, 0, _rule(obj))
         case _:

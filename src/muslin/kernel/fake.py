@@ -17,6 +17,7 @@ from muslin.plan.diff import Change
 from muslin.plan.objects import (
     Addr,
     Element,
+    InTable,
     Link,
     Neigh,
     Object,
@@ -59,7 +60,7 @@ class FakeKernel:
     def apply(self, changes: Iterable[Change]) -> None:
         late: list[Change] = []
         for change in changes:
-            if isinstance(change.obj, Ruleset | Element):
+            if isinstance(change.obj, Ruleset | InTable):
                 late.append(change)
             else:
                 self._apply(change)
@@ -147,8 +148,11 @@ class FakeKernel:
             raise _refused(change, EEXIST)
         if isinstance(obj, Route) and obj.via is not None and not self._is_reachable(obj, obj.via):
             raise _refused(change, ENETUNREACH if obj.via.version == 4 else EHOSTUNREACH)
-        if isinstance(obj, Element) and ("ruleset", obj.ns) not in self._ours:
-            raise _refused(change, ENOENT)
+        if isinstance(obj, InTable):
+            if ("ruleset", obj.ns) not in self._ours:
+                raise _refused(change, ENOENT)
+            if change.verb == "add" and self._ours.get(obj.key, obj) != obj:
+                raise _refused(change, EEXIST)  # a map's entry with other data
         self._ours[obj.key] = obj
 
     def _remove(self, change: Change) -> None:
@@ -160,7 +164,7 @@ class FakeKernel:
         elif isinstance(obj, Ruleset):
             self._ours = {
                 k: o for k, o in self._ours.items()
-                if o.ns != obj.ns or not isinstance(o, Ruleset | Element)
+                if o.ns != obj.ns or not isinstance(o, Ruleset | InTable)
             }  # fmt: skip
         else:
             self._ours.pop(obj.key, None)

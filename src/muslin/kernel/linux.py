@@ -40,13 +40,14 @@ from muslin.kernel.netlink import Answer, Request, Socket
 from muslin.kernel.view import view
 from muslin.plan.diff import Change
 from muslin.plan.objects import (
-    Element,
+    InTable,
     Link,
     Neigh,
     Object,
     Plan,
     Present,
     Ruleset,
+    Shaper,
     Sysctl,
     Veth,
     Vxlan,
@@ -77,7 +78,7 @@ class LinuxKernel:
             for kind, run in groupby(everything, _kind_of_run):
                 if kind is not None:
                     _make(list(run), spaces, stack)
-        late = [c for c in everything if isinstance(c.obj, Ruleset | Element)]
+        late = [c for c in everything if isinstance(c.obj, Ruleset | InTable)]
         for ns in dict.fromkeys(c.obj.ns for c in late):
             part = [c for c in late if c.obj.ns == ns]
             try:
@@ -119,7 +120,7 @@ def _observe(ns: str | None, about: Plan) -> Plan:
             if isinstance(obj, Sysctl) and (value := sysctl.read(obj.name)) is not None:
                 values.add(Sysctl(ns=ns, name=obj.name, value=value))
         # In another namespace our table is looked for only if it was asked for.
-        ours = ns is None or any(isinstance(o, Ruleset | Element) for o in about)
+        ours = ns is None or any(isinstance(o, Ruleset | InTable) for o in about)
         tables = nft.observe(ns, about) if ours else frozenset()
         with Socket() as socket:
             return view(ns, socket, about) | tables | values
@@ -128,7 +129,7 @@ def _observe(ns: str | None, about: Plan) -> Plan:
 def _kind_of_run(change: Change) -> object:
     """Neighbouring changes with equal kinds go together; None is nft's, made last."""
     obj = change.obj
-    if isinstance(obj, Ruleset | Element):
+    if isinstance(obj, Ruleset | InTable):
         return None
     if isinstance(obj, Link):
         return ("link", obj.ns, change.verb == "remove")
@@ -196,6 +197,8 @@ def _request(change: Change, space: _Space) -> Request:
 def _check(change: Change, answer: Answer, space: _Space) -> None:
     if answer.errno == 0 or (change.verb == "remove" and answer.errno in _ABSENT):
         return
+    if change.verb == "remove" and isinstance(change.obj, Shaper) and answer.errno == EINVAL:
+        return  # there is none of ours (kernel/tc.py)
     if answer.errno == EEXIST and isinstance(change.obj, Neigh):
         # What the kernel learnt, or failed to resolve, is in nobody's plan.
         found = space.socket.send([codec.ask_neigh(change.obj, space.index)])[0]
@@ -288,6 +291,8 @@ def _hint(change: Change, code: int) -> str:
         return "run as root, or within `unshare -Urn`"
     if code == EEXIST and change.verb == "add":
         return "something that is not ours has its place: remove that first"
+    if code == ENOENT and isinstance(obj, Shaper) and change.verb != "remove":
+        return "this kernel has no tbf: try `modprobe sch_tbf`"
     if code == EOPNOTSUPP and isinstance(obj, Link) and isinstance(obj.kind, Veth | Vxlan):
         kind = "veth" if isinstance(obj.kind, Veth) else "vxlan"
         return f"this kernel has no {kind} devices: try `modprobe {kind}`"

@@ -36,12 +36,14 @@ REQUEST, ACK, DUMP_INTR, DUMP = 0x1, 0x4, 0x10, 0x300
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
 _CAPPED, _ACK_TLVS = 0x100, 0x200  # of an acknowledgement: no payload echoed; attributes follow
 
-_SOL_NETLINK, _SO_RCVBUFFORCE = 270, 33
+_SOL_NETLINK, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 270, 32, 33
 _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 1, 10, 11, 12
 _MESSAGE = 1 << 16  # one read; the kernel's dump messages are at most 32 KiB
 # All answers to a batch wait in the receive buffer, 208 KiB by default: an acknowledgement
 # takes 0.8 KiB of it, one that describes a device 5.
 _BATCH = 32
+_ANSWERS = 200  # refusals that fit
+_SEND_BUFFER = 100_000  # net.core.wmem_default is 208 KiB, less the kernel's own account
 _EVENTS_BUFFER = 4 << 20  # of a subscribed socket: some thousand events while nobody reads
 _DUMP_TRIES = 50  # of some milliseconds each; pods come and go meanwhile
 
@@ -164,6 +166,43 @@ class Socket:
                 else:
                     echoes[at].append(body)
         return answers
+
+    def transact(
+        self, begin: Request, requests: Sequence[Request], end: Request
+    ) -> dict[int, Answer]:
+        """Send one nfnetlink batch, all or nothing; the refusals by the requests' numbers.
+
+        -1 stands for the batch as a whole.  Empty means that all is in place:
+        the last request's acknowledgement comes after the commit.
+        KernelError with EMSGSIZE or ENOBUFS: too many for this socket, and
+        nothing is known.
+        """
+        first = self._sequence + 2
+        out = bytearray(_pack(begin, REQUEST, first - 1))
+        for at, request in enumerate(requests):
+            ack = ACK if at == len(requests) - 1 else 0
+            out += _pack(request, REQUEST | ack, first + at)
+        self._sequence = first + len(requests)
+        out += _pack(end, REQUEST, self._sequence)
+        if len(out) > _SEND_BUFFER or len(requests) > _ANSWERS:
+            with contextlib.suppress(PermissionError):  # only for the real root
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(out))
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1024 * len(requests))
+        try:
+            self._socket.send(out)
+        except OSError as e:
+            raise KernelError("ask the kernel", "by netlink", e.errno or 0) from e
+        refused: dict[int, Answer] = {}
+        while True:
+            for kind, flags, sequence, body in self._answers():
+                at = sequence - first
+                if kind != NLMSG_ERROR or not -1 <= at < len(requests):
+                    continue
+                answer = _answer(flags, body, [])
+                if answer.errno:
+                    refused[at] = answer
+                if at in {-1, len(requests) - 1}:
+                    return refused
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Every message of a multi-part answer; taken again if it was disturbed."""

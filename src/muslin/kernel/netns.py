@@ -78,6 +78,25 @@ def path_of(name: str) -> str:
     return str(DIRECTORY / name)
 
 
+def inhabited(path: str) -> bool:
+    """Whether a process lives in the namespace at `path`; one that is gone has none.
+
+    Sees the processes of our own PID namespace and those below it, so an
+    agent in a container needs the host's.
+    """
+    try:
+        wanted = identity(path)
+    except KernelError:
+        return False
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                found = (process / "ns/net").stat()
+                if (found.st_dev, found.st_ino) == wanted:
+                    return True
+    return False
+
+
 def names() -> list[str]:
     """Every named namespace."""
     try:

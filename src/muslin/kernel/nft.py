@@ -2,7 +2,8 @@
 
     observe   `list table` twice: tersely as text for the mark and the rules
               (1.0.6 leaves table comments out of its JSON), as JSON for the elements
-    apply     every change of one call in one text, which is one transaction
+    apply     every change of one call in one text, which is one transaction; if all are
+              of pods' elements, in one batch of hand-packed messages (kernel/nfelem.py)
 
 A context is made per call: its netlink socket belongs to the namespace of the
 thread that makes it, and making one takes less time than one listing.  One
@@ -20,20 +21,35 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
-from errno import EINVAL, ENOENT
+from collections.abc import Iterable, Iterator, Mapping
+from errno import EINVAL, EMSGSIZE, ENOBUFS, ENOENT
 from typing import Any
 
 from muslin.errors import ConfigError, KernelError
+from muslin.kernel import conntrack, nfelem
 from muslin.plan.diff import Change
-from muslin.plan.objects import NFT_TABLE, Element, Object, Plan, Ruleset
-from muslin.plan.render import table_text, words
+from muslin.plan.objects import (
+    NFT_TABLE,
+    PODS_SETS,
+    SENDERS,
+    Element,
+    InTable,
+    Object,
+    Plan,
+    Police,
+    Ruleset,
+)
+from muslin.plan.render import police_text, table_text, words
 
 _TABLE = f"table inet {NFT_TABLE}"
 _JSON, _TERSE = 1 << 4, 1 << 11  # NFT_CTX_OUTPUT_* of nftables/libnftables.h
 _NO_SUCH = os.strerror(ENOENT)
 _COMMENT = re.compile(r'^\tcomment "(.*)"$', re.MULTILINE)
 _CHAIN = re.compile(r"\s*chain\s+(\S+)\s*\{")
+_PROTOCOLS = {str(number): name for name, number in nfelem.PROTOCOLS.items()}
+# libnftables names a rate in the largest unit of which it is a multiple.
+_UNITS = {"bytes": 1, "kbytes": 1 << 10, "mbytes": 1 << 20}
+_PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 _ERROR = re.compile(r"^[^\n:]*:(\d+):\d+-\d+: Error: (.*)$", re.MULTILINE)
 
 
@@ -55,10 +71,25 @@ def observe(ns: str | None, about: Plan) -> Plan:
 
 
 def apply(changes: Iterable[Change]) -> None:
-    """Make all changes in one transaction, in the namespace of the calling thread."""
+    """Make all changes in one transaction, in the namespace of the calling thread.
+
+    Those of pods' elements alone, which an ADD waits for, are packed by hand.
+    """
     wanted = list(changes)
+    try:
+        by_hand = all(nfelem.packs(c.obj) for c in wanted)
+        (nfelem.apply if by_hand else by_library)(wanted)
+    except KernelError as e:
+        if e.errno not in {EMSGSIZE, ENOBUFS}:
+            raise
+        by_library(wanted)
+    conntrack.forget(wanted)
+
+
+def by_library(wanted: list[Change]) -> None:
+    """The same through libnftables, whatever the changes are."""
     with _Context() as nft:
-        if any(c.verb == "remove" and isinstance(c.obj, Element) for c in wanted):
+        if any(c.verb == "remove" and isinstance(c.obj, InTable) for c in wanted):
             wanted = list(_without_absent(wanted, nft))
         lines: list[str] = []
         starts: list[int] = []  # the line on which each change begins
@@ -100,6 +131,8 @@ def _commands(change: Change) -> Iterator[str]:
         yield f"delete {_TABLE}"
         if change.verb != "remove":
             yield table_text(obj)
+    elif isinstance(obj, Police):
+        yield from police_text(change.verb, obj)
     elif isinstance(obj, Element):
         where = f"element inet {NFT_TABLE} {obj.set}"
         if change.verb != "add":
@@ -113,7 +146,7 @@ def _without_absent(changes: list[Change], nft: _Context) -> Iterator[Change]:
     """Drop removals of elements that are not there: one would refuse the whole transaction."""
     there = {o.key for o in _elements(nft, changes[0].obj.ns)}
     for change in changes:
-        if change.verb == "remove" and isinstance(change.obj, Element):
+        if change.verb == "remove" and isinstance(change.obj, InTable):
             if change.obj.key in there:
                 yield change
         else:
@@ -133,16 +166,35 @@ def _elements(nft: _Context, ns: str | None) -> frozenset[Object]:
     if listing is None:
         return frozenset()
     found: set[Object] = set()
-    for entry in json.loads(listing)["nftables"]:
+    entries = json.loads(listing)["nftables"]
+    limits = {e["limit"]["name"]: e["limit"] for e in entries if "limit" in e}
+    for entry in entries:
         for kind in ("set", "map"):
             if kind not in entry:
                 continue
             name = entry[kind]["name"]
             for item in entry[kind].get("elem", ()):
-                key, data = item if kind == "map" else (item, None)
-                text = None if data is None else _item(data)
-                found.add(Element(ns=ns, set=name, item=_item(key), data=text))
+                if name != SENDERS:
+                    found.add(_listed(kind, name, item, ns))
+                elif item[0] == item[1]:
+                    found.add(_police(limits[item[1]], ns))
     return frozenset(found)
+
+
+def _police(limit: Mapping[str, Any], ns: str | None) -> Police:
+    rate = limit["rate"] * _UNITS[limit["rate_unit"]] // _PERIODS[limit["per"]]
+    burst = limit["burst"] * _UNITS[limit["burst_unit"]]
+    return Police(ns=ns, name=limit["name"], rate=rate, burst=burst)
+
+
+def _listed(kind: str, name: str, item: Any, ns: str | None) -> Element:
+    key, data = item if kind == "map" else (item, None)
+    text = _item(key)
+    if kind == "map" and name in PODS_SETS:
+        # nft says 6 for tcp where there is no /etc/protocols (slim containers).
+        *first, protocol, port = text.split(" . ")
+        text = " . ".join((*first, _PROTOCOLS.get(protocol, protocol), port))
+    return Element(ns=ns, set=name, item=text, data=None if data is None else _item(data))
 
 
 def _item(value: Any) -> str:

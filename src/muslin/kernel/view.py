@@ -11,9 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from muslin.kernel import codec, links
+from muslin.kernel import codec, links, tc
 from muslin.kernel.netlink import Socket
-from muslin.plan.objects import Addr, Fdb, Link, Neigh, Object, Plan, Present, Route, Rule, Vxlan
+from muslin.plan.objects import (
+    Addr,
+    Fdb,
+    Link,
+    Neigh,
+    Object,
+    Plan,
+    Present,
+    Route,
+    Rule,
+    Shaper,
+    Vxlan,
+)
 
 
 def view(ns: str | None, socket: Socket, about: Plan) -> Plan:
@@ -63,9 +75,9 @@ def _links(ns: str | None, devices: Iterable[links.Device], about: Plan) -> Iter
 
 def _objects(
     ns: str | None, socket: Socket, devices: Iterable[links.Device]
-) -> Iterator[Addr | Neigh | Fdb | Route | Rule]:
+) -> Iterator[Addr | Neigh | Fdb | Route | Rule | Shaper]:
     names = {d.index: d.name for d in devices}
-    found: list[Addr | Neigh | Fdb | Route | Rule | None] = []
+    found: list[Addr | Neigh | Fdb | Route | Rule | Shaper | None] = []
     for body in socket.dump(codec.GETADDR, codec.all_addresses()):
         found.append(codec.read_addr(ns, body, names))
     for body in socket.dump(codec.GETNEIGH, codec.all_neighbours()):
@@ -77,6 +89,8 @@ def _objects(
     for version in (4, 6):
         for body in socket.dump(codec.GETROUTE, codec.routes_of(version)):
             found.append(codec.read_route(ns, body, names))
+    for body in socket.dump(tc.GETQDISC, tc.everything()):
+        found.append(tc.read(ns, body, names))
     for body in socket.dump(codec.GETRULE, codec.all_rules()):
         found.append(codec.read_rule(ns, body))
     return (o for o in found if o is not None)

@@ -23,6 +23,7 @@ from muslin.plan.objects import (
     ORDER,
     Addr,
     Element,
+    InTable,
     Link,
     Neigh,
     Object,
@@ -140,7 +141,7 @@ def _takes_along(obj: Object) -> bool:
 
 def _hangs_on(obj: Object, keys: set[Key]) -> bool:
     """Whether `obj` vanishes with one of the links or the table in `keys`."""
-    if isinstance(obj, Element):
+    if isinstance(obj, InTable):
         return ("ruleset", obj.ns) in keys
     return not isinstance(obj, Link) and ("link", obj.ns, obj.dev) in keys
 

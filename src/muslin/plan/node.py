@@ -17,6 +17,13 @@ from muslin.plan.objects import Element, Object, Plan, Route, Ruleset, Sysctl
 
 # `mu*` are pods' host ends, `mu.*` backends' devices.  The guard is IPv6's
 # strict reverse path filter; IPv4's is the rp_filter sysctl (plan/pod.py).
+# Every packet passes it, so the uplink's leave it first.
+# 127/8 is nobody's on a wire.  A pod with host ports has route_localnet on its host
+# end (plan/ports.py): without the guard it would reach what listens on our loopback.
+# On other devices the kernel drops it; where somebody set route_localnet there, it
+# is theirs to guard, and we map nothing for it.
+# IPv6 has no such switch: an answer to ::1 never arrives, so a port of ::1 is not
+# mapped, and who tries it is refused at once.
 # nft 1.0 wants a statement separator after `masquerade`, which the newline is,
 # and takes no chain of that name.
 RULES = """\
@@ -24,13 +31,42 @@ RULES = """\
 	set pods6 { type ipv6_addr; flags interval; }
 	set estate4 { type ipv4_addr; flags interval; }
 	set estate6 { type ipv6_addr; flags interval; }
+	map ports4 { type inet_proto . inet_service : ipv4_addr . inet_service; }
+	map ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
+	map ipports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+	map ipports6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }
+	map senders { type ifname : limit; }
+	set hairpins4 { type ipv4_addr . ipv4_addr; }
+	set hairpins6 { type ipv6_addr . ipv6_addr; }
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
+		iifname != "mu*" accept
 		iifname "mu.*" accept
-		iifname "mu*" meta nfproto ipv6 fib saddr . iif oif missing drop
+		ip daddr 127.0.0.0/8 drop
+		meta nfproto ipv6 fib saddr . iif oif missing drop
+		limit name iifname map @senders drop
+	}
+	chain arriving {
+		type nat hook prerouting priority dstnat; policy accept;
+		ip daddr 127.0.0.0/8 return
+		fib daddr type local jump mapped
+	}
+	chain starting {
+		type nat hook output priority -100; policy accept;
+		ip6 daddr ::1 return
+		fib daddr type local jump mapped
+	}
+	chain mapped {
+		dnat ip to ip daddr . meta l4proto . th dport map @ipports4
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @ipports6
+		dnat ip to meta l4proto . th dport map @ports4
+		dnat ip6 to meta l4proto . th dport map @ports6
 	}
 	chain leaving {
 		type nat hook postrouting priority srcnat; policy accept;
+		ct status dnat ip saddr . ip daddr @hairpins4 masquerade fully-random
+		ct status dnat ip6 saddr . ip6 daddr @hairpins6 masquerade fully-random
+		ct status dnat ip saddr 127.0.0.0/8 masquerade fully-random
 		ip saddr @pods4 ip daddr != @estate4 ip daddr != 224.0.0.0/4 masquerade fully-random
 		ip6 saddr @pods6 ip6 daddr != @estate6 ip6 daddr != ff00::/8 masquerade fully-random
 	}

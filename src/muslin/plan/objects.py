@@ -11,6 +11,7 @@ How an object of ours is told from a stranger's (the mark):
     neighbour, FDB stands on a link of ours
     route          rtm_protocol is 109 ('m'), from the range iproute2 leaves free
     rule           FRA_PROTOCOL is 109
+    qdisc          its handle is 6d: (109 in hex)
     nft            the table is called `muslin`
     sysctl         has no mark: only what a plan names is looked at, and nothing is undone
 
@@ -29,6 +30,12 @@ PROTOCOL = 109  # 'm'; rtnetlink(7): RTPROT_STATIC is 4, everything from 5 up is
 ALIAS = "muslin"  # every link of ours carries it, followed by what the link is for
 NFT_TABLE = "muslin"  # of family inet
 TABLE_MAIN = 254  # RT_TABLE_MAIN
+SENDERS = "senders"  # the map of our table from devices to the limits of what they send
+# Sets of our table whose elements belong to pods; the others' belong to the node.
+# None holds intervals, so kernel/nfelem.py can pack any element of theirs by its text alone.
+PODS_SETS = frozenset(
+    f"{name}{version}" for name in ("ports", "ipports", "hairpins") for version in (4, 6)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +181,25 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shaper:
+    """What leaves by a device waits for its turn: a token bucket (sch_tbf) at its root."""
+
+    ns: str | None = None
+    dev: str
+    rate: int  # bytes per second
+    burst: int  # bytes, in whole KiB: the kernel keeps a time, which reads back a little less
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("shaper", self.ns, self.dev)
+
+    @property
+    def queue(self) -> int:
+        """What may wait, in bytes: a burst and 25 ms."""
+        return self.burst + self.rate // 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
     """Our one nft table: its sets and chains, as the text inside `table inet muslin { … }`.
 
@@ -199,6 +225,26 @@ class Ruleset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Police:
+    """What one device sends beyond a rate is dropped: a limit in our table and where it applies.
+
+    Two things for nft, an object and the element of the map `senders` that
+    points to it, but neither is of any use alone.
+    """
+
+    ns: str | None = None
+    name: str  # the device's; it need not be there
+    rate: int  # bytes per second
+    burst: int  # bytes
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("police", self.ns, self.name)
+
+    dev: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
     """One element of a set in our table; with `data`, of a map."""
 
@@ -214,13 +260,14 @@ class Element:
     dev: ClassVar[None] = None
 
 
-Object = Link | Sysctl | Addr | Neigh | Fdb | Route | Rule | Ruleset | Element
+Object = Link | Sysctl | Shaper | Addr | Neigh | Fdb | Route | Rule | Ruleset | Police | Element
+InTable = Police | Element  # what our table takes along
 Plan = frozenset[Object]
 
 # What must stand before what: links carry the rest, a route needs its next
 # hop's neighbour to be useful at once, a set stands before its elements.
 ORDER: tuple[type[Object], ...] = (
-    Link, Sysctl, Addr, Neigh, Fdb, Route, Rule, Ruleset, Element,
+    Link, Sysctl, Shaper, Addr, Neigh, Fdb, Route, Rule, Ruleset, Police, Element,
 )  # fmt: skip
 
 
@@ -237,5 +284,7 @@ def holds(desired: Object, observed: Object) -> bool:
 
 
 def is_pods(obj: Object) -> bool:
-    """Whether this belongs to one pod's interface rather than to the node."""
+    """Whether this belongs to one pod rather than to the node."""
+    if isinstance(obj, Police) or (isinstance(obj, Element) and obj.set in PODS_SETS):
+        return True
     return obj.ns is not None or (obj.dev is not None and is_pod_device(obj.dev))

@@ -20,6 +20,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 
 from muslin.model import Address, Nic
+from muslin.plan import limits, ports
 from muslin.plan.objects import Addr, Link, Neigh, Object, Plan, Present, Route, Sysctl, Veth
 
 GATEWAY: dict[int, Address] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
@@ -35,7 +36,7 @@ def routed(nic: Nic) -> Plan:
             kind=Veth(peer=pod, peer_ns=ns),
             mtu=nic.mtu,
             mac=HOST_MAC,
-            purpose=f"pod {nic.container[:64]} {pod}",
+            purpose=f"pod {nic.container[:64]} {pod} {nic.wants.pod}".strip(),
         ),
         Link(ns=ns, name="lo", kind=Present()),
         Link(ns=ns, name=pod, kind=Present(), mtu=nic.mtu, mac=nic.mac),
@@ -49,6 +50,10 @@ def routed(nic: Nic) -> Plan:
             Neigh(ns=ns, dev=pod, address=gateway, mac=HOST_MAC),
             Route(ns=ns, dst=anywhere, via=gateway, dev=pod, onlink=True),
         }
+    objects |= limits.limits(nic.wants, dev)
+    objects |= ports.elements(nic.wants.ports, nic.addresses)
+    if any(a.version == 4 for a in nic.addresses):
+        objects |= ports.localnet(nic.wants.ports, dev)
     return frozenset(objects)
 
 

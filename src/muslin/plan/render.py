@@ -15,6 +15,7 @@ from muslin.plan.objects import (
     ALIAS,
     NFT_TABLE,
     PROTOCOL,
+    SENDERS,
     TABLE_MAIN,
     Addr,
     Element,
@@ -23,10 +24,12 @@ from muslin.plan.objects import (
     Neigh,
     Object,
     Plan,
+    Police,
     Present,
     Route,
     Rule,
     Ruleset,
+    Shaper,
     Sysctl,
     Veth,
     Vxlan,
@@ -79,6 +82,12 @@ def _lines(verb: Verb, obj: Object, was: Object | None) -> list[str]:
                 f"ip {family}rule {_plain(verb)} from {obj.src} lookup {obj.table}"
                 f" priority {obj.priority} protocol {PROTOCOL}"
             ]
+        case Shaper():
+            where = f"dev {obj.dev} root handle {PROTOCOL:x}:"
+            rate = f" tbf rate {obj.rate * 8}bit burst {obj.burst} limit {obj.queue}"
+            return [f"tc qdisc {_plain(verb)} {where}{'' if verb == 'remove' else rate}"]
+        case Police():
+            return [_nft("; ".join(police_text(verb, obj)))]
         case Ruleset():
             return [_nft(f"delete table inet {NFT_TABLE}" if verb == "remove" else table_text(obj))]
         case Element():
@@ -147,6 +156,19 @@ def _plain(verb: Verb) -> str:
 def table_text(ruleset: Ruleset) -> str:
     """The table in nft's language, with the mark by which it is recognised later."""
     return f'table inet {NFT_TABLE} {{\n\tcomment "{ruleset.mark}"\n{ruleset.body}}}'
+
+
+def police_text(verb: Verb, police: Police) -> list[str]:
+    """The commands of nft that put or take away both of its parts."""
+    limit, sender = f"limit inet {NFT_TABLE} {police.name}", f"element inet {NFT_TABLE} {SENDERS}"
+    commands = []
+    if verb != "add":
+        commands += [f"delete {sender} {{ {police.name} }}", f"delete {limit}"]
+    if verb != "remove":
+        rate = f"rate over {police.rate} bytes/second burst {police.burst} bytes"
+        commands += [f"add {limit} {{ {rate} ; }}"]
+        commands += [f"add {sender} {{ {police.name} : {police.name} }}"]
+    return commands
 
 
 def _nft(text: str) -> str:

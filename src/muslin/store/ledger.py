@@ -20,18 +20,31 @@ first or last state at start was interrupted, and is undone.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, collapse_addresses, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
-from muslin.errors import ConfigError, Conflict, Exhausted, NotReady
-from muslin.model import Address, Pool, Prefix, device_name
+from muslin.errors import ConfigError, Conflict, NotReady, RequestError
+from muslin.model import (
+    NOTHING,
+    Address,
+    Pool,
+    Prefix,
+    Wants,
+    decode,
+    device_name,
+    encode,
+)
+from muslin.store import addresses, ports
+from muslin.store.addresses import size_of, unpack, usable
 
 LAYOUT = 1
 SCHEMA = """
@@ -55,8 +68,18 @@ CREATE TABLE attachment (
     mtu       INTEGER NOT NULL,
     state     TEXT NOT NULL CHECK (state IN ('adding', 'ready', 'deleting')),
     since     REAL NOT NULL,
+    wants     TEXT NOT NULL,              -- JSON of model.Wants: {} for nothing
     UNIQUE (container, ifname)
 ) STRICT;
+CREATE TABLE port (                       -- of the node, each leading to one pod
+    version  INTEGER NOT NULL,
+    protocol TEXT NOT NULL,
+    number   INTEGER NOT NULL,
+    ip       BLOB NOT NULL,               -- packed, of the node; empty: any
+    dev      TEXT NOT NULL REFERENCES attachment (dev) ON DELETE CASCADE,
+    PRIMARY KEY (version, protocol, number, ip)
+) STRICT;
+CREATE INDEX port_by_dev ON port (dev);
 CREATE TABLE address (
     address  BLOB PRIMARY KEY,            -- packed: 4 or 16 bytes
     block    TEXT REFERENCES block (cidr),  -- NULL: adopted before its block was held again
@@ -85,6 +108,7 @@ class Attachment:
     mtu: int
     state: State
     since: float
+    wants: Wants
     addresses: tuple[Address, ...]
 
 
@@ -113,14 +137,15 @@ class Ledger:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._path = path
-        self._lock = threading.Lock()  # one connection; SQLite would make us wait anyway
+        self._lock = threading.RLock()  # one connection; SQLite would make us wait anyway
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(
                 path, timeout=5, isolation_level=None, check_same_thread=False
             )
             path.chmod(0o600)
-            self._open()
+            with _alone_in(path.parent):
+                self._open()
         except (OSError, sqlite3.Error) as e:
             hint = "give the agent a writable state_dir; a damaged node.db may be moved away"
             raise ConfigError(str(path), [str(e)], hint=hint) from e
@@ -143,9 +168,20 @@ class Ledger:
                         db.execute(statement)
                 db.execute(f"PRAGMA user_version={LAYOUT}")
 
+    def ring(self) -> None:
+        """Let whoever watches the file know that something is wanted of it."""
+        os.utime(self._path)
+
     def close(self) -> None:
         """Let go of the file.  Repeating it is success."""
-        self._db.close()
+        with self._lock:  # closing it under a thread that is in the middle of a call is a crash
+            self._db.close()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nobody claims or releases anything meanwhile, in any process: to compare and mend."""
+        with self._transaction():
+            yield
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -168,7 +204,7 @@ class Ledger:
 
     def hold(self, block: Prefix, pool: Pool) -> None:
         """This node holds `block`: addresses may be given out from it.  Idempotent."""
-        first, last = _usable(block)
+        first, last = usable(block)
         skip = json.dumps([str(e) for e in pool.exclude if e.overlaps(block)])
         with self._transaction() as db:
             db.execute(
@@ -188,7 +224,7 @@ class Ledger:
             adopted = [a for (a,) in db.execute("SELECT address FROM address WHERE block IS NULL")]
             db.executemany(
                 "UPDATE address SET block = ? WHERE address = ?",
-                [(str(block), a) for a in adopted if _unpack(a) in block],
+                [(str(block), a) for a in adopted if unpack(a) in block],
             )
 
     def let_go(self, block: Prefix) -> None:
@@ -232,7 +268,7 @@ class Ledger:
         found: dict[str, Usage] = {}
         for pool, cidr, skip, used, resting in rows:
             before = found.get(pool, Usage(pool, 0, 0, 0))
-            size = _size(ip_network(cidr), [ip_network(s) for s in json.loads(skip)])
+            size = size_of(ip_network(cidr), [ip_network(s) for s in json.loads(skip)])
             found[pool] = Usage(
                 pool, before.size + size, before.used + used, before.resting + resting
             )
@@ -242,23 +278,33 @@ class Ledger:
 
     def claim(
         self, container: str, ifname: str, *, netns: str, conf: str, network: str, mtu: int,
-        pools: Sequence[Pool],
+        pools: Sequence[Pool], wants: Wants = NOTHING,
     ) -> Attachment:  # fmt: skip
         """Give a new attachment one address of each IP version its pools have, durably.
 
-        Raise Exhausted, naming the pool and how full it is, and change
-        nothing, when one version has none left.  The attachment must be new.
+        Raise Exhausted, naming the pool and how full it is, when one version
+        has none left; Taken when a port or an address in `wants` is another
+        pod's; RequestError when such an address cannot be had on this node.
+        Nothing is changed then.  The attachment must be new.
         """
         now, dev = self._clock(), device_name(container, ifname)
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, 'adding', ?)",
-                (dev, container, ifname, netns, conf, network, mtu, now),
+                "INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, 'adding', ?, ?)",
+                (dev, container, ifname, netns, conf, network, mtu, now, encode(wants).decode()),
             )
             versions = sorted({p.cidr.version for p in pools})
+            ports.take(db, dev, wants.ports, versions)
+            for strange in (a for a in wants.ips if a.version not in versions):
+                why = f"address {strange}: network {network} has no IPv{strange.version} pool"
+                raise RequestError(7, why)
             for position, version in enumerate(versions):
                 names = tuple(p.name for p in pools if p.cidr.version == version)
-                address, block = self._next(db, version, names, now)
+                named = next((a for a in wants.ips if a.version == version), None)
+                if named is None:
+                    address, block = addresses.next_free(db, version, names, now)
+                else:
+                    address, block = addresses.this_one(db, named, names, now)
                 db.execute(
                     "INSERT INTO address VALUES (?, ?, ?, ?, NULL) ON CONFLICT (address) DO UPDATE"
                     " SET dev = excluded.dev, position = excluded.position, freed = NULL"
@@ -269,55 +315,8 @@ class Ledger:
         assert found is not None
         return found
 
-    def _next(
-        self, db: sqlite3.Connection, version: int, pools: tuple[str, ...], now: float
-    ) -> tuple[bytes, str]:
-        """A fresh address if there is one, else the one that was freed first and has rested."""
-        marks = ",".join("?" * len(pools))
-        blocks = db.execute(
-            "SELECT cidr, next, last, skip FROM block WHERE held = 1 AND version = ?"  # noqa: S608
-            f" AND pool IN ({marks}) ORDER BY pool, cidr",
-            (version, *pools),
-        ).fetchall()
-        for cidr, fresh, last, skip in blocks:
-            address = _after(fresh, last, [ip_network(s) for s in json.loads(skip)])
-            # Adopted addresses stand above `next`; step over them.
-            while (
-                address
-                and db.execute("SELECT 1 FROM address WHERE address = ?", (address,)).fetchone()
-            ):
-                address = _after(
-                    _plus_one(address), last, [ip_network(s) for s in json.loads(skip)]
-                )
-            if address:
-                db.execute("UPDATE block SET next = ? WHERE cidr = ?", (_plus_one(address), cidr))
-                return address, cidr
-        row = db.execute(
-            "SELECT a.address, a.block FROM address a JOIN block b ON b.cidr = a.block"  # noqa: S608
-            f" WHERE a.dev IS NULL AND b.held = 1 AND b.version = ? AND b.pool IN ({marks})"
-            " AND (a.freed <= ? - b.cooldown OR a.freed > ?) ORDER BY a.position LIMIT 1",
-            # A clock set back leaves `freed` in the future; such an address has rested enough.
-            (version, *pools, now, now + 1),
-        ).fetchone()
-        if row is None:
-            raise Exhausted(self._full(db, version, pools))
-        return row[0], row[1]
-
-    def _full(self, db: sqlite3.Connection, version: int, pools: tuple[str, ...]) -> str:
-        marks = ",".join("?" * len(pools))
-        used, resting = db.execute(
-            "SELECT count(dev), count(*) - count(dev) FROM address JOIN block ON cidr = block"  # noqa: S608
-            f" WHERE held = 1 AND version = ? AND pool IN ({marks})",
-            (version, *pools),
-        ).fetchone()
-        names = ", ".join(pools)
-        return (
-            f"pool {names}: no free IPv{version} address on this node"
-            f" ({used} of {used + resting} in use, {resting} resting after use)"
-        )
-
     def ready(self, container: str, ifname: str) -> None:
-        """The kernel holds the attachment."""
+        """The kernel holds the attachment, and its runtime wants it as of now."""
         self._set_state(container, ifname, "ready")
 
     def deleting(self, container: str, ifname: str) -> None:
@@ -325,17 +324,27 @@ class Ledger:
         self._set_state(container, ifname, "deleting")
 
     def _set_state(self, container: str, ifname: str, state: State) -> None:
+        since = self._clock() if state == "ready" else None
         with self._transaction() as db:
             db.execute(
-                "UPDATE attachment SET state = ? WHERE container = ? AND ifname = ?",
-                (state, container, ifname),
+                "UPDATE attachment SET state = ?, since = coalesce(?, since) WHERE dev = ?",
+                (state, since, device_name(container, ifname)),
             )
 
     def release(self, container: str, ifname: str) -> None:
         """Forget the attachment; its addresses start their rest.  Absence is success."""
-        self._release([device_name(container, ifname)])
+        self.release_all([device_name(container, ifname)])
 
-    def _release(self, devs: Iterable[str]) -> None:
+    def in_state(self, state: State) -> list[str]:
+        """The devices of all attachments in one state."""
+        with self._lock:
+            rows = self._db.execute("SELECT dev FROM attachment WHERE state = ?", (state,))
+            return [dev for (dev,) in rows]
+
+    def release_all(self, devs: Sequence[str]) -> None:
+        """Forget the attachments of these devices, in one transaction."""
+        if not devs:
+            return
         now = self._clock()
         with self._transaction() as db:
             for dev in devs:
@@ -378,13 +387,17 @@ class Ledger:
         """Every attachment, oldest first."""
         return self._select("ORDER BY since, dev")
 
+    def wanting(self) -> list[Attachment]:
+        """The attachments that asked for anything beyond an address: few, and found fast."""
+        return self._select("WHERE wants != ?", encode(NOTHING).decode())
+
     def devices(self) -> set[str]:
         """Every device that holds an address, adopted ones included."""
         with self._lock:
             return {d for (d,) in self._db.execute("SELECT dev FROM address WHERE dev IS NOT NULL")}
 
     def _select(self, where: str, *arguments: str) -> list[Attachment]:
-        columns = "dev, container, ifname, netns, conf, network, mtu, state, since"
+        columns = "dev, container, ifname, netns, conf, network, mtu, state, since, wants"
         with self._lock:
             query = f"SELECT {columns} FROM attachment {where}"  # noqa: S608 - fixed words
             rows = self._db.execute(query, arguments).fetchall()
@@ -397,8 +410,9 @@ class Ledger:
         names = [c.strip() for c in columns.split(",")]
         return [
             Attachment(
-                **dict(zip(names, row, strict=True)),
-                addresses=tuple(_unpack(a) for (a,) in addresses),
+                **dict(zip(names, row[:-1], strict=False)),
+                wants=decode(Wants, row[-1].encode(), subject="node.db: wants"),
+                addresses=tuple(unpack(a) for (a,) in addresses),
             )
             for row, addresses in found
         ]
@@ -415,7 +429,7 @@ class Ledger:
             return []
         gone = self.attachments() if known is not None else []
         if known is not None:
-            self._release([*(a.dev for a in gone), *self.devices()])
+            self.release_all([*(a.dev for a in gone), *self.devices()])
         self.set_fact("boot_id", boot_id)
         return gone
 
@@ -444,49 +458,12 @@ class Ledger:
                 db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
 
-def _after(fresh: bytes, last: bytes, skip: Sequence[Prefix]) -> bytes | None:
-    """The lowest address from `fresh` to `last` outside `skip`."""
-    address = fresh
-    while address <= last:
-        inside = next((p for p in skip if _unpack(address) in p), None)
-        if inside is None:
-            return address
-        address = _plus_one(inside.broadcast_address.packed)
-    return None
-
-
-def _plus_one(address: bytes) -> bytes:
-    # The address after 255.255.255.255 compares lower; no pool reaches there (it is multicast up).
-    return ((int.from_bytes(address) + 1) % (1 << 8 * len(address))).to_bytes(len(address))
-
-
-def _unpack(address: bytes) -> Address:
-    return IPv4Address(address) if len(address) == 4 else IPv6Address(address)
-
-
-def _size(block: Prefix, skip: Sequence[Prefix]) -> int:
-    """How many addresses of the block pods can have."""
-    first, last = _usable(block)
-    size = int(last) - int(first) + 1
-    for prefix in _disjoint(skip, block.version):
-        low = max(int(prefix.network_address), int(first))
-        high = min(int(prefix.broadcast_address), int(last))
-        size -= max(high - low + 1, 0)
-    return size
-
-
-def _usable(block: Prefix) -> tuple[Address, Address]:
-    """The lowest and highest address for pods.
-
-    The block's first is the tunnel's, and an IPv4 block's last is left alone,
-    since a peer may take it for a broadcast address.
-    """
-    last = block.broadcast_address - 1 if block.version == 4 else block.broadcast_address
-    return block.network_address + 1, last
-
-
-def _disjoint(prefixes: Sequence[Prefix], version: int) -> Iterator[Prefix]:
-    if version == 4:
-        yield from collapse_addresses(p for p in prefixes if p.version == 4)
-    else:
-        yield from collapse_addresses(p for p in prefixes if p.version == 6)
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Both of a node's processes may open a new file at once: SQLite does not wait then."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
