@@ -10,7 +10,7 @@ Imports go one way, from the top of this list to the bottom:
 
 The main path, from a runtime's ADD to a pod that answers:
 
-    cni.plugin → agent.server → agent.attach.add
+    cni.plugin (or shim.c) → agent.server → agent.attach.add
         → ipam.ledger.claim      one address, durable before visible
         → backend.nic            what the kernel should hold for this pod
         → kernel.apply           one veth pair, its addresses and routes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -56,8 +57,12 @@ class Estate:
         except NotReady:
             return False
 
+    def part(self, node: str, part: str) -> int:
+        """The process of one part of a node's agent; 0 while there is none."""
+        return next((p for p in children(self.pid(node)) if part in arguments(p)), 0)
+
     def pid(self, node: str) -> int:
-        """The agent's process: nsenter becomes it."""
+        """The supervisor's process: nsenter becomes it."""
         for process in reversed(self.started):
             if process.poll() is None and process.args[-1].endswith(f"/{node}/agent.toml"):  # type: ignore[union-attr,index]
                 return process.pid
@@ -66,9 +71,12 @@ class Estate:
         return next(p.pid for p in found.processes if p.name == node)
 
     def kill(self, node: str, number: int = signal.SIGKILL) -> None:
-        pid = self.pid(node)
-        os.kill(pid, number)
-        until(lambda: not alive(pid))
+        """End the supervisor and both parts, at once."""
+        everything = [self.pid(node), *children(self.pid(node))]
+        for pid in everything:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        until(lambda: not any(alive(pid) for pid in everything))
 
     def start(self, node: str, *, wait: bool = True) -> None:
         config = state.directory(self.lab) / node / "agent.toml"
@@ -116,6 +124,20 @@ class Estate:
 
     def ip(self, thing: str, *words: str) -> None:
         subprocess.run(["nsenter", f"--net={self.ns(thing)}", "ip", *words], check=True)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except FileNotFoundError:
+        return []
 
 
 def alive(pid: int) -> bool:
@@ -239,9 +261,21 @@ def test_an_agent_that_is_killed_and_started_again_loses_no_packet(estate: Estat
         assert "kernel.changed" not in restarted  # it found everything as it should be
 
 
+@pytest.mark.parametrize("part", ["cni", "sync"])
+def test_either_part_dies_and_comes_back_alone(estate: Estate, part: str) -> None:
+    other = {"cni": "sync", "sync": "cni"}[part]
+    stays, dies = estate.part("n1", other), estate.part("n1", part)
+    os.kill(dies, signal.SIGKILL)
+    until(lambda: estate.part("n1", part) not in (0, dies))
+    until(lambda: estate.ready("n1"))
+    assert estate.part("n1", other) == stays
+    until(lambda: estate.cni("STATUS", "n1", "", "") == {})
+    pods.add(estate.lab, "after", "n1")
+
+
 def test_500_pods_come_and_go_without_a_trace(estate: Estate) -> None:
     spaces = [netns.create(f"mulab-{estate.lab}-x{i}") for i in range(8)]
-    pid = estate.pid("n1")
+    pid = estate.part("n1", "cni")
 
     def cycles(worker: int) -> list[str]:
         given = []
@@ -250,6 +284,8 @@ def test_500_pods_come_and_go_without_a_trace(estate: Estate) -> None:
             assert "ips" in made, made
             given.append(made["ips"][0]["address"])
             assert estate.cni("DEL", "n1", f"c{worker}-{i}", spaces[worker]) == {}
+            with netns.inside(spaces[worker]):  # as a runtime's next pod finds a fresh namespace
+                until(lambda: len(socket.if_nameindex()) == 1)
         return given
 
     def descriptors() -> int:
@@ -263,8 +299,8 @@ def test_500_pods_come_and_go_without_a_trace(estate: Estate) -> None:
             given = [a for part in many.map(cycles, range(8)) for a in part]
         assert len(given) == 504
         assert len(set(given)) == 504  # 30 s of rest: nobody had another's
+        until(lambda: estate.status("n1")["attachments"] == [])
         assert estate.pods_part("n1") == set()
-        assert estate.status("n1")["attachments"] == []
         until(lambda: descriptors() <= before)
         assert resident(pid) < rss + 8 * 1024  # KiB
     finally:
@@ -322,8 +358,8 @@ def test_kills_in_the_middle_of_a_storm_leave_nothing_and_give_nothing_twice(
     until(lambda: estate.ready("n1"))
     assert len(estate.started) >= 2  # it really was killed
     assert twice == []
+    until(lambda: estate.status("n1")["attachments"] == [])
     assert estate.pods_part("n1") == set()
-    assert estate.status("n1")["attachments"] == []
 
 
 def test_gc_and_status_through_the_binary(estate: Estate) -> None:
@@ -334,6 +370,7 @@ def test_gc_and_status_through_the_binary(estate: Estate) -> None:
         assert estate.cni("STATUS", "n1", "", "") == {}
         valid = [{"containerID": "g0", "ifname": "eth0"}]
         assert estate.cni("GC", "n1", "", "", **{"cni.dev/valid-attachments": valid}) == {}
+        until(lambda: len(estate.status("n1")["attachments"]) == 1)
         left = [a["container"] for a in estate.status("n1")["attachments"]]
         assert left == ["g0"]
         with netns.inside(spaces[1]):

@@ -18,7 +18,7 @@ from muslin.errors import CheckFailed, Exhausted, KernelError, NotReady, Request
 from muslin.kernel.fake import FakeKernel
 from muslin.model import Host, Network, Pool, device_name
 from muslin.plan.diff import Change
-from muslin.plan.objects import Addr, Link, Neigh, Present, Route, Veth
+from muslin.plan.objects import Addr, Link, Neigh, Plan, Present, Route, Veth
 from muslin.store.ledger import Ledger
 
 FOUR = Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=29)
@@ -39,12 +39,41 @@ class Failing(FakeKernel):
     """Refuses every change of one kind while told to."""
 
     refuse: type | None = None
+    calls = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()  # a real kernel has its own
+
+    def observe(self, about: Plan = frozenset()) -> Plan:
+        with self._lock:
+            return super().observe(about)
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        with self._lock:
+            self.calls += 1
+            for change in changes:
+                if change.verb == "add" and self.refuse and isinstance(change.obj, self.refuse):
+                    raise KernelError("add", str(change.obj), EIO)
+                super().apply([change])
+
+
+class Devices:
+    """A kernel that knows links and nothing else: fast enough for a thousand pods."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, Link] = {}
+
+    def observe(self, about: Plan = frozenset()) -> Plan:
+        return frozenset(self._links.copy().values())
 
     def apply(self, changes: Iterable[Change]) -> None:
         for change in changes:
-            if change.verb == "add" and self.refuse and isinstance(change.obj, self.refuse):
-                raise KernelError("add", str(change.obj), EIO)
-            super().apply([change])
+            if isinstance(change.obj, Link) and change.obj.ns is None:
+                if change.verb == "remove":
+                    self._links.pop(change.obj.name, None)
+                else:
+                    self._links[change.obj.name] = change.obj
 
 
 class Node:
@@ -52,6 +81,7 @@ class Node:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.clock, self.kernel = directory, Clock(), Failing()
+        self.inhabited: set[str] = set()
         self.ledger = Ledger(directory / "node.db", self.clock)
         self.ledger.hold(ip_network("10.0.0.8/29"), FOUR)
         self.ledger.hold(ip_network("fd00::20/124"), SIX)
@@ -62,7 +92,9 @@ class Node:
         return Ground(network=NETWORK, pools=(FOUR, SIX), mtu=1450, host=Host(uplink="eth0"))
 
     def restarted(self) -> Attachments:
-        return Attachments(self.ledger, self.kernel, clock=self.clock)
+        return Attachments(
+            self.ledger, self.kernel, clock=self.clock, inhabited=lambda ns: ns in self.inhabited
+        )
 
     def request(self, verb: str = "ADD", container: str = "c1", **more: object) -> Request:
         netns = self.directory / f"ns-{container}"
@@ -129,8 +161,78 @@ def test_delete_gives_everything_back_and_repeats(node: Node) -> None:
         node.attachments.delete(node.request("DEL"))
     node.attachments.delete(node.request("DEL", container="never-added"))
     node.attachments.delete(node.request("DEL", netns=""))
+    assert node.attachments.reap() == 1
     assert node.kernel.observe() == frozenset()
     assert [u.used for u in node.ledger.usage()] == [0, 0]
+
+
+def test_a_delete_is_durable_at_once_and_its_address_free_only_after_the_reaper(node: Node) -> None:
+    node.add()
+    node.attachments.delete(node.request("DEL"))
+    assert [a.state for a in node.ledger.attachments()] == ["deleting"]
+    assert [u.used for u in node.ledger.usage()] == [1, 1]
+    assert node.attachments.reap() == 1
+    assert [u.used for u in node.ledger.usage()] == [0, 0]
+    assert node.attachments.reap() == 0
+
+
+def test_a_runtime_may_ask_that_the_device_is_gone_when_delete_returns(node: Node) -> None:
+    node.add()
+    node.attachments.delete(node.request("DEL", sync_delete=True))
+    assert node.kernel.observe() == frozenset()
+    assert node.ledger.attachments() == []
+
+
+def test_add_after_delete_does_not_wait_for_the_reaper(node: Node) -> None:
+    node.add()
+    node.attachments.delete(node.request("DEL"))
+    assert node.add() == ["10.0.0.10", "fd00::22"]  # the first ones rest
+    assert node.attachments.reap() == 0
+
+
+def test_the_reaper_removes_many_in_one_batch(node: Node) -> None:
+    for i in range(PODS):
+        node.add(f"c{i}")
+        node.attachments.delete(node.request("DEL", container=f"c{i}"))
+    before = node.kernel.calls
+    assert node.attachments.reap() == PODS
+    assert node.kernel.calls == before + 1
+
+
+def test_one_device_that_the_kernel_keeps_does_not_keep_the_others_addresses(node: Node) -> None:
+    for container in ("a", "b"):
+        node.add(container)
+        node.attachments.delete(node.request("DEL", container=container))
+    apply, bad = node.kernel.apply, device_name("a", "eth0")
+
+    def refuse(changes: Iterable[Change]) -> None:
+        listed = list(changes)
+        if any(c.obj.dev == bad for c in listed):
+            raise KernelError("remove", bad, EIO)
+        apply(listed)
+
+    node.kernel.apply = refuse  # type: ignore[method-assign]
+    assert node.attachments.reap() == 1
+    assert [a.container for a in node.ledger.attachments()] == ["a"]
+    node.kernel.apply = apply  # type: ignore[method-assign]
+    assert node.attachments.reap() == 1
+
+
+def test_the_reaper_works_by_itself_until_it_is_stopped(node: Node) -> None:
+    stop = threading.Event()
+    reaper = threading.Thread(target=node.attachments.reap_until, args=(stop,))
+    reaper.start()
+    node.add()
+    node.attachments.delete(node.request("DEL"))
+    for _ in range(500):
+        if not node.ledger.attachments():
+            break
+        stop.wait(0.01)
+    stop.set()
+    node.attachments.wake_reaper()
+    reaper.join(5)
+    assert not reaper.is_alive()
+    assert node.ledger.attachments() == []
 
 
 def test_an_address_is_free_only_after_its_device_is_gone(node: Node) -> None:
@@ -139,7 +241,7 @@ def test_an_address_is_free_only_after_its_device_is_gone(node: Node) -> None:
     node.kernel.apply = lambda changes: order.append("kernel")  # type: ignore[assignment]
     release = node.ledger.release
     node.ledger.release = lambda *a: (order.append("release"), release(*a))  # type: ignore[assignment,func-returns-value]
-    node.attachments.delete(node.request("DEL"))
+    node.attachments.delete(node.request("DEL", sync_delete=True))
     assert order == ["kernel", "release"]
 
 
@@ -184,6 +286,47 @@ def test_gc_removes_what_the_runtime_does_not_know_and_nothing_else(node: Node) 
     node.clock.now += 1
     node.attachments.gc(node.request("GC", valid_attachments=(("keep", "eth0"),)))
     assert {a.container for a in node.ledger.attachments()} == {"keep", "others"}
+
+
+def test_gc_spares_a_pod_in_which_a_process_lives_whatever_the_list_says(node: Node) -> None:
+    node.add()
+    node.inhabited.add(node.request().netns)
+    node.clock.now += 1
+    node.attachments.gc(node.request("GC", valid_attachments=()))
+    assert len(node.ledger.attachments()) == 1
+    node.inhabited.clear()
+    node.attachments.gc(node.request("GC", valid_attachments=()))
+    assert node.ledger.attachments() == []
+
+
+def test_the_sweep_never_takes_a_live_pod_while_a_thousand_are_added(node: Node) -> None:
+    node.attachments = Attachments(node.ledger, Devices(), clock=node.clock)
+    wide = Pool(name="four", cidr=ip_network("10.0.0.0/16"), block=20, cooldown=0)
+    node.ledger.hold(ip_network("10.0.16.0/20"), wide)
+    only4 = Ground(
+        network=Network(name="default", backend="hostgw", pools=("four",)),
+        pools=(wide,),
+        mtu=1450,
+        host=Host(uplink="eth0"),
+    )
+    ground.publish(node.ledger, [only4])
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            node.clock.now += 1
+            node.attachments.sweep()
+
+    sweeping = threading.Thread(target=sweep)
+    sweeping.start()
+    try:
+        for i in range(1000):
+            node.add(f"r{i}")
+    finally:
+        done.set()
+        sweeping.join()
+    assert len(node.ledger.attachments()) == 1000
+    assert sum(u.used for u in node.ledger.usage()) == 1000
 
 
 def test_gc_without_a_list_concludes_nothing(node: Node) -> None:
@@ -244,7 +387,6 @@ def test_an_add_waits_for_another_block(node: Node) -> None:
     adding.start()
     assert asked.wait(5)
     node.ledger.hold(ip_network("10.0.0.16/29"), FOUR)
-    waiting.refilled()
     adding.join(5)
     assert str(made[0].nic.addresses[0]) == "10.0.0.17"
 
@@ -295,6 +437,7 @@ def test_recovery_keeps_the_address_of_a_pod_that_no_record_knows(node: Node) ->
     made = attachments.add(node.request(container="c2"))
     assert [str(a) for a in made.nic.addresses] == ["10.0.0.10", "fd00::22"]
     attachments.delete(node.request("DEL", container="c1"))  # its DEL still finds everything
+    attachments.reap()
     assert [u.used for u in fresh.usage()] == [1, 1]
     fresh.close()
 

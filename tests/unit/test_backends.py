@@ -45,7 +45,7 @@ def site(kind: str, *addresses: str, **more: Any) -> Site:
 
 
 def test_every_backend_is_found_by_its_file() -> None:
-    assert backend.names() == ["hostgw", "vxlan"]
+    assert backend.names() == ("hostgw", "vxlan")
     for name in backend.names():
         assert backend.load(network(name)).overhead(site(name)) >= 0
 

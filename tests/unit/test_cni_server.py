@@ -16,15 +16,16 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-import structlog
 
 from muslin.agent.server import MAX_REQUEST, CniServer
+from muslin.cni import build
 from muslin.cni.install import install
 from muslin.cni.protocol import Attached, Request
 from muslin.errors import ConfigError, Exhausted, Unavailable
+from muslin.log import log
 from muslin.model import Host, Nic
 
 CONFIG = {"cniVersion": "1.1.0", "name": "muslin", "type": "muslin-cni"}
@@ -181,9 +182,21 @@ def test_a_malformed_call_is_refused_in_the_version_it_names(path: Path) -> None
     assert (status, answer["cniVersion"], answer["code"]) == (1, "0.4.0", 7)
 
 
+@contextmanager
+def captured() -> Iterator[list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    before, log.sink = log.sink, lambda level, event, fields: events.append(
+        {"event": event, "log_level": level, **fields}
+    )  # fmt: skip
+    try:
+        yield events
+    finally:
+        log.sink = before
+
+
 def test_each_call_is_one_event(path: Path) -> None:
     node = Node()
-    with structlog.testing.capture_logs() as events, serving(path, node):
+    with captured() as events, serving(path, node):
         ask(path)
         node.trouble = Exhausted("pool full")
         ask(path, body("DEL"))
@@ -210,10 +223,17 @@ def test_each_call_is_one_event(path: Path) -> None:
     assert events[2]["event"] == "cni.unknown"
 
 
-def test_the_real_plugin_and_the_server_understand_each_other(path: Path) -> None:
+@pytest.mark.parametrize("twin", ["c", "python"])
+def test_the_real_plugin_and_the_server_understand_each_other(
+    path: Path, twin: Literal["c", "python"]
+) -> None:
+    if twin == "c" and (fault := build.build()):
+        pytest.skip(f"no C twin: {fault}")
     node = Node()
     directory = path.parent.parent
-    plugin = install(bin_dir=directory, conf_dir=directory, socket=path).plugin
+    plugin = install(
+        bin_dir=directory, conf_dir=directory, socket=path, journal=directory / "j", twin=twin
+    ).plugin
     env = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0"}
     with serving(path, node):
         for netns, code in (("/run/netns/blue", None), ("blue", 4)):
@@ -343,7 +363,7 @@ def test_a_shortage_of_descriptors_passes(path: Path) -> None:
     server = CniServer(path, Node(), workers=1)
     server._listener = Short(server._listener)  # type: ignore[assignment]
     server.start()
-    with structlog.testing.capture_logs() as events:
+    with captured() as events:
         assert ask(path)[0] == 0
     assert server.stop()
     assert "cni.add" in [event["event"] for event in events]

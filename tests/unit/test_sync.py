@@ -177,7 +177,6 @@ async def test_a_store_that_is_away_at_start_is_said_and_waited_for(tmp_path: Pa
     await networks.apply(store, HOSTGW, [POOL])
     store.away = True
     async with running(Agent(tmp_path, store)) as agent:
-        agent.sync.wake()
         await agent.until(lambda: any("not heard from yet" in f for f in agent.sync.state.faults))
         store.away = False
         await agent.settled()
@@ -193,6 +192,15 @@ async def test_what_was_known_serves_adds_while_the_store_is_away(tmp_path: Path
     async with running(Agent(tmp_path, store)) as again:
         assert ground.find(again.ledger).network == HOSTGW
         assert again.ledger.blocks() != []
+
+
+async def test_an_add_without_addresses_is_heard(agent: Agent) -> None:
+    for i in range(62):
+        agent.ledger.claim(
+            f"c{i}", "eth0", netns="/n", conf="m", network="default", mtu=1500, pools=[POOL]
+        )
+    agent.ledger.ring()
+    await agent.until(lambda: len(agent.ledger.blocks()) == 2)
 
 
 async def test_a_store_that_goes_away_later_changes_nothing_in_the_kernel(agent: Agent) -> None:

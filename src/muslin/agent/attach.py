@@ -1,29 +1,45 @@
 """ADD, DEL, CHECK, GC and STATUS: the main path, on one screen.
 
     ADD   claim (durable) → kernel → ready → answer
-    DEL   deleting (durable) → kernel → release → answer
+    DEL   deleting (durable) → answer            reaper: kernel → release
 
 A crash after any arrow leaves a state that `recover` undoes or completes at
 the next start; an address is free only when nothing answers to it any more.
 Calls for one attachment wait for each other; others run side by side.
+
+Unregistering one device takes the kernel 12 to 30 ms, mostly waiting, and two
+hundred at once hardly longer (measured).  So DEL only writes down what is to
+go; the reaper takes all there is, removes it in one batch, and takes what
+came meanwhile.  A runtime that wants to see the device gone when DEL returns
+says `"syncDelete": true` in its configuration.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import structlog
+from errno import EEXIST
 
 from muslin import backend
-from muslin.agent import ground
+from muslin.agent import ground, mapped
 from muslin.agent.ground import Ground
 from muslin.cni.protocol import Attached, Request, promised
-from muslin.errors import CheckFailed, Exhausted, MuslinError, NotReady, RequestError, Unavailable
-from muslin.kernel import Kernel
+from muslin.errors import (
+    CheckFailed,
+    Exhausted,
+    KernelError,
+    MuslinError,
+    NotReady,
+    RequestError,
+    Taken,
+    Unavailable,
+)
+from muslin.kernel import Kernel, netns
+from muslin.log import log
 from muslin.model import Nic, device_name, is_pod_device
 from muslin.plan.diff import Change, diff
 from muslin.plan.objects import Link, Neigh, Object, Plan, Veth, holds
@@ -31,8 +47,9 @@ from muslin.plan.pod import GATEWAY, HOST_MAC, host_side
 from muslin.plan.render import words
 from muslin.store.ledger import Attachment, Ledger
 
-log = structlog.get_logger()
-
+SWEEP = 30.0  # seconds between two looks for what vanished without a DEL
+RETRY = 1.0  # seconds after the kernel refused to delete something
+POLL = 0.02  # seconds between two looks of an ADD that waits for a block
 PATIENCE = 5.0  # seconds an ADD waits for another block; runtimes wait minutes
 GRACE = 60.0  # seconds a vanished pod keeps its addresses; its DEL is usually on its way
 
@@ -40,8 +57,7 @@ GRACE = 60.0  # seconds a vanished pod keeps its addresses; its DEL is usually o
 class Attachments:
     """Everything a runtime can ask of this node.
 
-    `refill` tells the sync loop that addresses ran out; it answers, later, by
-    calling `refilled`.
+    `refill` tells the sync loop that addresses ran out.
     """
 
     def __init__(
@@ -51,11 +67,14 @@ class Attachments:
         *,
         clock: Callable[[], float] = time.time,
         refill: Callable[[], None] = lambda: None,
+        inhabited: Callable[[str], bool] = netns.inhabited,
     ) -> None:
-        self._ledger, self._kernel, self._clock, self._refill = ledger, kernel, clock, refill
+        self._ledger, self._kernel, self._clock = ledger, kernel, clock
+        self._refill, self._inhabited = refill, inhabited
         self._busy: set[tuple[str, str]] = set()
         self._turn = threading.Condition()
-        self._more = threading.Condition()
+        self._doomed = threading.Event()
+        self._reaping = threading.Lock()
 
     def add(self, request: Request) -> Attached:
         """Give one pod its addresses and its NIC, or leave nothing behind.
@@ -65,9 +84,11 @@ class Attachments:
         where = ground.find(self._ledger, request.network)
         with self._alone(request.container, request.ifname):
             before = self._ledger.find(request.container, request.ifname)
-            if before and before.state == "ready" and before.netns == request.netns:
+            wanted = before and (before.netns, before.wants) == (request.netns, request.wants)
+            if before and before.state == "ready" and wanted:
                 nic = _nic(before, where)
                 if not self._missing(backend.load(where.network).nic(nic)):
+                    self._ledger.ready(request.container, request.ifname)  # as young as this call
                     return _attached(nic)
             if before:
                 self._undo(before.container, before.ifname)
@@ -75,17 +96,31 @@ class Attachments:
             claimed = self._claim(request, where)  # durable before visible
             nic = _nic(claimed, where)
             try:
-                self._kernel.apply(diff(backend.load(where.network).nic(nic), frozenset()))
+                self._make(backend.load(where.network).nic(nic))
                 self._ledger.ready(request.container, request.ifname)
             except BaseException:
                 self._undo(request.container, request.ifname)
                 raise
             return _attached(nic)
 
-    def delete(self, request: Request) -> None:
-        """Undo `add`, however far it got.  Repeating it, or missing pieces, is success."""
-        with self._alone(request.container, request.ifname):
-            self._undo(request.container, request.ifname)
+    def delete(self, request: Request, *, before: float = math.inf) -> None:
+        """Undo `add`, however far it got.  Repeating it, or missing pieces, is success.
+
+        The device is gone within tens of milliseconds, and its addresses are
+        free only then; with `syncDelete`, before this returns.  A younger
+        attachment than `before` is not the one that was meant, and stays.
+        """
+        container, ifname = request.container, request.ifname
+        with self._alone(container, ifname):
+            found = self._ledger.find(container, ifname)
+            if found and found.since >= before:
+                log.info("attachment.younger", container=container, ifname=ifname)
+                return
+            if request.sync_delete or found is None:
+                self._undo(container, ifname)
+            else:
+                self._ledger.deleting(container, ifname)
+                self._doomed.set()
 
     def check(self, request: Request) -> None:
         """Compare what ADD promised with the kernel; CheckFailed lists what is missing."""
@@ -113,8 +148,9 @@ class Attachments:
     def gc(self, request: Request) -> None:
         """Remove what the runtime no longer knows, of this configuration only; all that can be.
 
-        An attachment that is being added, or was added after this call began,
-        is younger than the runtime's list and stays.
+        The runtime's list is one witness, the kernel the other: an attachment
+        in whose namespace a process lives stays whatever the list says, and
+        so does one that is younger than this call.
         """
         began, valid = self._clock(), request.valid_attachments
         if valid is None:
@@ -123,6 +159,9 @@ class Attachments:
         for found in self._ledger.attachments():
             known = (found.container, found.ifname) in valid
             if known or found.conf != request.name or found.since >= began:
+                continue
+            if found.state == "ready" and self._inhabited(found.netns):
+                log.warning("cni.not_collected", container=found.container, why="in use")
                 continue
             try:
                 with self._alone(found.container, found.ifname):
@@ -171,6 +210,48 @@ class Attachments:
             if isinstance(obj, Neigh) and unknown and self._ledger.adopt(obj.dev, obj.address):
                 log.warning("address.adopted", dev=obj.dev, address=str(obj.address))
 
+    def reap_until(self, stop: threading.Event) -> None:
+        """Complete DELs as they come, and sweep now and then, until `stop` and `wake_reaper`."""
+        sweep_at = time.monotonic() + SWEEP
+        while not stop.is_set():
+            self._doomed.wait(max(sweep_at - time.monotonic(), 0))
+            self._doomed.clear()
+            try:
+                self.reap()
+                if time.monotonic() >= sweep_at:
+                    sweep_at = time.monotonic() + SWEEP
+                    self.sweep()
+            except MuslinError as e:
+                log.error("reaper.failed", error=str(e))
+                stop.wait(RETRY)
+                self._doomed.set()
+
+    def wake_reaper(self) -> None:
+        """Let the reaper look at once."""
+        self._doomed.set()
+
+    def reap(self) -> int:
+        """Complete every DEL that was answered, in one batch; say how many."""
+        with self._reaping:
+            doomed = self._ledger.in_state("deleting")
+            mapped.remove(self._ledger, self._kernel, doomed)
+            removals = [Change("remove", Link(name=dev, kind=Veth())) for dev in doomed]
+            try:
+                self._kernel.apply(removals)
+            except KernelError:
+                # One that the kernel keeps must not keep the others' addresses.
+                doomed = [c.obj.dev for c in removals if isinstance(c.obj, Link) and self._goes(c)]
+            self._ledger.release_all(doomed)
+        return len(doomed)
+
+    def _goes(self, removal: Change) -> bool:
+        try:
+            self._kernel.apply([removal])
+        except KernelError as e:
+            log.error("reaper.refused", error=str(e))
+            return False
+        return True
+
     def sweep(self) -> None:
         """Release attachments whose device and namespace are both gone, longer than the grace."""
         devices = {o.name for o in self._kernel.observe() if isinstance(o, Link)}
@@ -190,16 +271,11 @@ class Attachments:
                 plan |= host_side(backend.load(where.network).nic(_nic(found, where)))
         return frozenset(plan)
 
-    def refilled(self) -> None:
-        """The sync loop has tried to claim more: let waiting ADDs look again."""
-        with self._more:
-            self._more.notify_all()
-
     # ── steps ───────────────────────────────────────────────────────────────────────────────
 
     def _claim(self, request: Request, where: Ground) -> Attachment:
         """Addresses for a new attachment, waiting a little for another block where one may come."""
-        deadline = time.monotonic() + PATIENCE
+        deadline, tried = time.monotonic() + PATIENCE, False
         while True:
             try:
                 return self._ledger.claim(
@@ -210,22 +286,38 @@ class Attachments:
                     network=where.network.name,
                     mtu=where.mtu,
                     pools=where.pools,
+                    wants=request.wants,
                 )
+            except Taken:
+                if tried:
+                    raise
+                tried = True
+                self.reap()  # the port's former pod may be waiting for it
             except Exhausted as e:
                 why = ground.full(self._ledger, where.pools)
                 left = deadline - time.monotonic()
                 if why or left <= 0:
                     hint = "delete pods, or give the network another pool"
                     raise Exhausted(f"{e.message}; {why}" if why else e.message, hint=hint) from e
-                with self._more:
-                    self._refill()
-                    self._more.wait(min(left, 0.5))
+                self._refill()
+                time.sleep(min(left, POLL))
+
+    def _make(self, plan: Plan) -> None:
+        try:
+            self._kernel.apply(diff(plan, frozenset()))
+        except KernelError as e:
+            # The former pod's NIC in this namespace may be waiting for the reaper.
+            if e.errno != EEXIST or not self.reap():
+                raise
+            self._kernel.apply(diff(plan, frozenset()))
 
     def _undo(self, container: str, ifname: str) -> None:
         self._ledger.deleting(container, ifname)
         nic = Link(name=device_name(container, ifname), kind=Veth())
-        self._kernel.apply([Change("remove", nic)])  # its routes, neighbours and peer go with it
-        self._ledger.release(container, ifname)  # last: free only when nothing answers to it
+        with self._reaping:
+            mapped.remove(self._ledger, self._kernel, {nic.name})
+            self._kernel.apply([Change("remove", nic)])  # routes, neighbours, peer go with it
+            self._ledger.release(container, ifname)  # last: free only when nothing answers to it
 
     def _missing(self, plan: Plan) -> list[Object]:
         observed = {o.key: o for o in self._kernel.observe(plan)}
@@ -257,6 +349,7 @@ def _nic(found: Attachment, where: Ground) -> Nic:
         addresses=found.addresses,
         mtu=found.mtu,
         host=where.host,
+        wants=found.wants,
     )
 
 

@@ -13,17 +13,14 @@ import asyncio
 from collections.abc import Iterable
 from itertools import chain
 
-import structlog
-
 from muslin.agent import ground
 from muslin.errors import Conflict
 from muslin.ipam import pools as ipam
+from muslin.log import log
 from muslin.model import Block, Pool, Prefix
 from muslin.store import Lease
 from muslin.store.ledger import Ledger
 from muslin.store.objects import Objects, block_name
-
-log = structlog.get_logger()
 
 
 class Blocks:

@@ -1,62 +1,118 @@
-"""Wiring: one node's agent, from its settings to its end.
+"""Wiring: the two processes of one node's agent, each from its settings to its end.
 
-    settings ─> ledger, kernel ─> recover ─> cni server (threads)   the main path
-                                        └──> sync loop (asyncio)    store → kernel
-                                             └─ api socket
+    cni     ledger, kernel ─> recover ─> replay ─> reaper, server   the main path
+    sync    store ─> sync loop ─> kernel        api socket          everything else
 
-Recovery comes before the first call is served.  Nothing is undone at the end:
-pods keep talking while no agent runs.
+`supervise` runs both.  Recovery comes before the first call is served.
+Nothing is undone at the end: pods keep talking while no agent runs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import ctypes
 import fcntl
-import logging
+import gc
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import structlog
-
-from muslin.agent.api import Api
-from muslin.agent.attach import Attachments
-from muslin.agent.server import CniServer
-from muslin.agent.sync import Sync
+from muslin import config as settings
+from muslin.agent.supervise import EX_CONFIG
 from muslin.config import Config
-from muslin.errors import ConfigError
+from muslin.errors import ConfigError, MuslinError
 from muslin.kernel.linux import LinuxKernel
+from muslin.log import log
 from muslin.store.ledger import Ledger
-from muslin.store.open import open_store
 
-log = structlog.get_logger()
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+REPLAY = 5.0  # seconds between two looks for DELs whose plugin found nobody
+LOCK_WAIT = 20.0  # seconds for a part of a former agent to be gone
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def run(config: Config) -> None:
-    """Be this node's agent until SIGTERM or SIGINT."""
-    logging_to_stderr(config.log_level)
-    with _only_one(Path(config.state_dir)):
-        ledger = Ledger(config.ledger, time.time)
-        try:
-            with contextlib.suppress(asyncio.CancelledError):
-                asyncio.run(_serve(config, ledger))
-        finally:
-            ledger.close()
-    log.info("agent.stopped", node=config.node)
+def main(arguments: list[str]) -> int:
+    """`cni` or `sync`, optionally `--config FILE`; the exit status."""
+    part, *rest = arguments
+    parts: dict[str, Callable[[Config, Ledger], None]] = {"cni": serve_cni, "sync": follow_store}
+    _end_with_parent()
+    try:
+        config = settings.load(Path(rest[1]) if rest[:1] == ["--config"] else None)
+        log.set_level(config.log_level)
+        with _only_one(Path(config.state_dir), part):
+            ledger = Ledger(config.ledger, time.time)
+            try:
+                parts[part](config, ledger)
+            finally:
+                ledger.close()
+    except ConfigError as e:
+        log.error("agent.refused", part=part, error=str(e))
+        return EX_CONFIG
+    except MuslinError as e:
+        log.error("agent.failed", part=part, error=str(e))
+        return 1
+    log.info("agent.stopped", part=part, node=config.node)
+    return 0
+
+
+def serve_cni(config: Config, ledger: Ledger) -> None:
+    """Answer the runtime until SIGTERM or SIGINT."""
+    from muslin.agent.attach import Attachments
+    from muslin.agent.journal import replay
+    from muslin.agent.server import CniServer
+
+    wanted = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)  # before any thread is made
+    attachments = Attachments(ledger, LinuxKernel(), refill=ledger.ring)
+    attachments.recover(BOOT_ID.read_text().strip())
+    replay(config.journal_dir, attachments)  # before any ADD can come
+    stop = threading.Event()
+    reaper = threading.Thread(target=attachments.reap_until, args=(stop,), name="reaper")
+    server = CniServer(config.cni_socket, attachments)
+    server.start()
+    reaper.start()
+    gc.freeze()  # what is there now stays: collections need not look at it
+    log.info("agent.started", part="cni", node=config.node, pid=os.getpid())
+    try:
+        while signal.sigtimedwait(wanted, REPLAY) is None:
+            replay(config.journal_dir, attachments)
+    finally:
+        server.stop()
+        stop.set()
+        attachments.wake_reaper()
+        reaper.join(10)
+
+
+def follow_store(config: Config, ledger: Ledger) -> None:
+    """Keep the node's part of the kernel as the store would have it, until SIGTERM or SIGINT."""
+    from muslin.agent import following  # late, as above: asyncio is 8 MB that the other part spares
+
+    following.run(config, ledger)
 
 
 @contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Two agents on one ledger would each undo what the other is in the middle of."""
+def _only_one(directory: Path, part: str) -> Iterator[None]:
+    """Two of one part on one ledger would each undo what the other is in the middle of.
+
+    Waits for a former agent that is still ending; the kernel lets go of the
+    lock when its holder dies.
+    """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (directory / "agent.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go when we die
+        with (directory / f"{part}.lock").open("w") as lock:
+            until = time.monotonic() + LOCK_WAIT
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.05)
             yield
     except BlockingIOError as e:
         hint = "stop it, or give this one its own state_dir and run_dir"
@@ -66,61 +122,10 @@ def _only_one(directory: Path) -> Iterator[None]:
         raise ConfigError(str(directory), [e.strerror or str(e)], hint=hint) from e
 
 
-async def _serve(config: Config, ledger: Ledger) -> None:
-    loop, boot_id = asyncio.get_running_loop(), await asyncio.to_thread(_boot_id)
-    this = asyncio.current_task()
-    assert this is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, this.cancel)
-    kernel = LinuxKernel()
-    more = asyncio.Event()
-    attachments = Attachments(
-        ledger, kernel, refill=lambda: _from_thread(loop, more.set), clock=time.time
-    )
-    cni = CniServer(config.cni_socket, attachments)
-    await asyncio.to_thread(attachments.recover, boot_id)
-    cni.start()
-    try:
-        store = open_store(config.store, config.store_options)
-        async with store:
-            sync = Sync(config, store, ledger, kernel, attachments)
-            log.info("agent.started", node=config.node, store=config.store, pid=os.getpid())
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(sync.run())
-                tasks.create_task(Api(sync, ledger).serve(config.api_socket))
-                tasks.create_task(_pass_on(more, sync))
-    finally:
-        await asyncio.to_thread(cni.stop)
-        config.api_socket.unlink(missing_ok=True)
+def _end_with_parent() -> None:
+    """Get SIGTERM when the supervisor dies: an orphan would keep the next agent waiting."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def _boot_id() -> str:
-    return BOOT_ID.read_text().strip()
-
-
-async def _pass_on(more: asyncio.Event, sync: Sync) -> None:
-    """ADDs that ran out of addresses ask for a pass."""
-    while True:
-        await more.wait()
-        more.clear()
-        sync.wake()
-
-
-def _from_thread(loop: asyncio.AbstractEventLoop, call: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has ended: nobody will claim blocks
-        loop.call_soon_threadsafe(call)  # type: ignore[arg-type]
-
-
-def logging_to_stderr(level: str) -> None:
-    """Events with fields, one line each; coloured only for a person."""
-    structlog.configure(
-        processors=[
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=20),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

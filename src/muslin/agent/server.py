@@ -29,8 +29,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
-import structlog
-
 from muslin.cni.environment import VARIABLES, VERBS, plain
 from muslin.cni.protocol import (
     NEWEST,
@@ -43,6 +41,7 @@ from muslin.cni.protocol import (
     version_reply,
 )
 from muslin.errors import ConfigError, MuslinError, RequestError
+from muslin.log import log
 
 WORKERS = 8  # measured best on 2 cores; RTNL serialises the rest
 BACKLOG = 512  # a full node restarting all its pods at once (kubelet allows 110, some estates 500)
@@ -52,8 +51,6 @@ PAUSE = 0.1  # seconds, when accept(2) finds no free descriptor or memory
 
 _SUN_PATH_MAX = 107  # unix(7): 108 with the closing NUL
 _UCRED = struct.Struct("3i")  # socket(7), SO_PEERCRED: pid, uid, gid
-
-log = structlog.get_logger("muslin.cni")
 
 
 class Attachments(Protocol):
@@ -164,7 +161,7 @@ class CniServer:
             log.warning("cni.refused", uid=uid)
             return
         try:
-            env, stdin = _split(_receive(connection, self._read_deadline))
+            env, stdin = split(_receive(connection, self._read_deadline))
         except RequestError as e:
             log.warning("cni.garbage", error=e.message)
             answer = (1, error_reply(e, NEWEST))
@@ -245,7 +242,7 @@ def _exactly(connection: socket.socket, size: int, until: float) -> bytearray:
     return data
 
 
-def _split(body: bytes) -> tuple[dict[str, str], bytes]:
+def split(body: bytes) -> tuple[dict[str, str], bytes]:
     """A request's variables and configuration."""
     *values, stdin = body.split(b"\0", len(VARIABLES))
     if len(values) != len(VARIABLES):

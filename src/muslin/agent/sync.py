@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 
 from muslin import backend
-from muslin.agent import ground
+from muslin.agent import ground, mapped
 from muslin.agent.attach import Attachments
 from muslin.agent.blocks import Blocks
 from muslin.agent.ground import Ground
@@ -33,15 +32,15 @@ from muslin.config import Config
 from muslin.errors import Conflict, KernelError, MuslinError
 from muslin.kernel import Kernel
 from muslin.kernel.events import Events
+from muslin.log import log
 from muslin.model import Block, Network, Node, Pool, Site
 from muslin.plan.diff import Change, diff
-from muslin.plan.objects import Element, Link, Plan, Ruleset
+from muslin.plan.objects import InTable, Link, Plan, Ruleset
 from muslin.plan.render import describe
 from muslin.store import Store
+from muslin.store.inotify import Touches
 from muslin.store.ledger import Ledger
 from muslin.store.objects import Objects
-
-log = structlog.get_logger()
 
 SETTLE = 0.02  # seconds: changes that come together are one pass
 CALM = 0.5  # seconds: a pass after kernel events, so that a burst of pods is not one per pod
@@ -93,6 +92,7 @@ class Sync:
 
     async def run(self) -> None:
         """Watch and pass until cancelled."""
+        self.wake()  # the first pass says what is waited for
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(Network))
             tasks.create_task(self._follow(Pool))
@@ -117,17 +117,24 @@ class Sync:
             self.wake()
 
     async def _listen(self) -> None:
-        """Links and addresses that change under us: a device removed, an uplink readdressed."""
+        """What changes under us: a device removed, an uplink readdressed, addresses run out."""
         loop = asyncio.get_running_loop()
-        with Events() as events:
+        with Events() as events, contextlib.closing(Touches(self._config.ledger)) as wishes:
             later = _Later(loop, CALM, self.wake)
             loop.add_reader(events.fileno(), lambda: later() if events.drain() else None)
+            loop.add_reader(wishes.fd, self._hear, wishes)
             try:
                 while True:
                     await asyncio.sleep(RESYNC * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                     self.wake()
             finally:
                 loop.remove_reader(events.fileno())
+                loop.remove_reader(wishes.fd)
+
+    def _hear(self, wishes: Touches) -> None:
+        """An ADD has no address left (`Ledger.ring`)."""
+        wishes.drain()
+        self.wake()
 
     async def _keep_lease(self) -> None:
         while True:
@@ -156,8 +163,6 @@ class Sync:
                 failures += 1
                 self.state = replace(self.state, ready=False, faults=(str(e),))
                 log.error("pass.failed", error=str(e))
-            finally:
-                self._attachments.refilled()
             if failures:
                 first, most = BACKOFF
                 pause = min(first * 2**failures, most) * random.uniform(0.5, 1)  # noqa: S311
@@ -247,19 +252,29 @@ class Sync:
         observed = self._kernel.observe(want.plan)
         changes = list(diff(want.plan, nodes_part(observed)))
         try:
-            self._apply(changes)
+            if any(isinstance(c.obj, Ruleset) and c.verb != "remove" for c in changes):
+                self._apply_table(changes)
+            else:
+                self._apply(changes)
             refused = []
         except KernelError as e:
             log.error("kernel.refused", error=str(e))
             refused = self._apply_each(want.plan)
         self._mend_pods({o.name for o in observed if isinstance(o, Link)})
-        self._attachments.sweep()
+        for change in mapped.mend(self._ledger, self._kernel, observed):
+            log.info("kernel.changed", done="; ".join(_line(change)))
         return refused
+
+    def _apply_table(self, changes: list[Change]) -> None:
+        """A table that is made anew has at once what pods had in the old one."""
+        with self._ledger.still():
+            pods = sorted(mapped.wanted(self._ledger), key=repr)
+            self._apply([*changes, *(Change("add", o) for o in pods)])
 
     def _apply_each(self, plan: Plan) -> list[str]:
         """One object that the kernel refuses must not keep the others out."""
         changes = list(diff(plan, nodes_part(self._kernel.observe(plan))))
-        nft = [c for c in changes if isinstance(c.obj, Ruleset | Element)]  # one transaction
+        nft = [c for c in changes if isinstance(c.obj, Ruleset | InTable)]  # one transaction
         refused = []
         for part in (*([c] for c in changes if c not in nft), nft):
             try:

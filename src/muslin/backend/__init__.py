@@ -12,6 +12,7 @@ dataclass fields and its purpose, needs and cost in the module's docstring.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -59,9 +60,10 @@ class Backend(ABC):
         return pod.routed(nic)
 
 
-def names() -> list[str]:
+@functools.cache  # an ADD asks, and the answer is a directory listing
+def names() -> tuple[str, ...]:
     """Every backend there is, by its module's name."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__)))
 
 
 def load(network: Network) -> Backend:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,12 +28,15 @@ ConfigOption = Annotated[
 
 @app.command()
 def agent(config: ConfigOption = None) -> None:
-    """Run this node's agent until it is told to stop."""
+    """Run this node's agent, both its parts, until it is told to stop."""
     with reported():
         from muslin import config as settings
-        from muslin.agent.main import run  # late: the other commands need none of it
 
-        run(settings.load(config))
+        settings.load(config)  # a fault is said here, before anything is started
+    # Become the supervisor: it waits for months and needs nothing of what is loaded here.
+    arguments = ["--config", str(config.resolve())] if config else []
+    argv = [sys.executable, "-m", "muslin.agent.supervise", *arguments]
+    os.execv(argv[0], argv)  # noqa: S606 - no shell is the point
 
 
 @app.command()
