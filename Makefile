@@ -3,14 +3,14 @@ PY      := .venv/bin/python
 STAMP   := .venv/.ready
 PYTEST  := $(PY) -m pytest
 
-.PHONY: help setup demo test unit check golden lab bench docs netns conformance e2e all clean
+.PHONY: help setup demo test unit check golden lab bench soak shim docs netns conformance e2e runtimes all clean
 
 help:            ## list these
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP)  ## system packages (apt, as root), a venv, the project
 
-$(STAMP): pyproject.toml scripts/setup.sh
+$(STAMP): pyproject.toml setup.py scripts/setup.sh src/muslin/cni/shim.c
 	@sh scripts/setup.sh
 
 demo: $(STAMP)   ## two racks, six pods, the matrix and the figures; KEEP=1 leaves it up
@@ -31,6 +31,10 @@ conformance: $(STAMP)  ## every store, every kernel against its contract
 e2e: $(STAMP)    ## labs with real agents
 	$(PYTEST) tests/e2e
 
+runtimes: $(STAMP)  ## containerd and podman in labs; installs them (60 MB) where they are missing
+	@RUNTIMES=1 sh scripts/setup.sh
+	$(PYTEST) tests/runtimes
+
 check: $(STAMP)  ## format, lint, types, layers
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -43,11 +47,20 @@ golden: $(STAMP) ## rewrite the expected plans; review the diff
 lab: $(STAMP)    ## bring a lab up: make lab L=two-racks
 	$(PY) -m muslin lab up labs/$(or $(L),three-nodes).toml
 
-bench: $(STAMP)  ## pods beside node to node, as ratios, in a lab of its own
+soak: $(STAMP)   ## ten minutes of pods and kills, then an exact audit: make soak MINUTES=10
+	$(PY) -m bench.soak --minutes $(or $(MINUTES),10)
+
+bench: $(STAMP)  ## ADD and DEL beside the reference plugins, pods beside nodes: ratios, into docs/
+	@command -v apt-get >/dev/null && { [ -x /usr/lib/cni/bridge ] || apt-get install -y -qq \
+	    --no-install-recommends containernetworking-plugins iptables >/dev/null; } || true
+	$(PY) -m bench.cni --samples $(or $(SAMPLES),500) --write docs
 	@$(PY) -m muslin lab up labs/two-racks.toml --name bench
 	@for pod in web:n1 db:n2 mq:n3 log:n4; do \
 	    $(PY) -m muslin lab pod add $${pod%:*} --node $${pod#*:} --lab bench || exit 1; done; \
 	$(PY) -m muslin lab bench bench; status=$$?; $(PY) -m muslin lab down bench; exit $$status
+
+shim: $(STAMP)   ## compile the CNI plugin after a change or a new compiler
+	$(PY) -m muslin.cni.build
 
 docs: $(STAMP)   ## generate docs/backends.md, docs/cli.md and docs/config.md
 	$(PY) scripts/docs.py
@@ -56,3 +69,4 @@ all: check test  ## what CI runs
 
 clean:           ## remove what make made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info
+	rm -f src/muslin/cni/muslin-cni.*

@@ -6,6 +6,7 @@
     ├── NotReady             ask again; nothing was done                          CNI 11
     │   └── Conflict         lost a compare-and-swap: re-read, then retry
     ├── Unavailable          STATUS: this node cannot serve ADD now, and why      CNI 50
+    │   └── Limited          STATUS: and the pods there are cannot reach others       CNI 51
     ├── Exhausted            no free address; names the pool and its size         CNI 100
     ├── Unreachable          one peer cannot be served by this backend; names it
     ├── KernelError          operation, object as text, errno                     CNI 101
@@ -90,6 +91,12 @@ class Unavailable(MuslinError):
 
     cni_code = 50
     retry = True
+
+
+class Limited(Unavailable):
+    """As Unavailable, and the pods that are there have limited connectivity."""
+
+    cni_code = 51
 
 
 class Exhausted(MuslinError):

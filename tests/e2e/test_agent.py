@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+import muslin
 from muslin.agent.api import ask
 from muslin.errors import NotReady
 from muslin.kernel import netns
@@ -78,7 +79,7 @@ class Estate:
                 os.kill(pid, number)
         until(lambda: not any(alive(pid) for pid in everything))
 
-    def start(self, node: str, *, wait: bool = True) -> None:
+    def start(self, node: str, *, wait: bool = True, package: Path | None = None) -> None:
         config = state.directory(self.lab) / node / "agent.toml"
         with (state.directory(self.lab) / f"{node}.log").open("ab") as log:
             argv = [sys.executable, "-m", "muslin", "agent", "--config", str(config)]
@@ -86,7 +87,7 @@ class Estate:
                 subprocess.Popen(
                     ["nsenter", f"--net={self.ns(node)}", "--", *argv],
                     stderr=log,
-                    env=environment(),
+                    env=environment() | ({"PYTHONPATH": str(package)} if package else {}),
                 )
             )
         if wait:
@@ -259,6 +260,34 @@ def test_an_agent_that_is_killed_and_started_again_loses_no_packet(estate: Estat
         log = (state.directory(estate.lab) / f"{node}.log").read_text()
         restarted = log.split("agent.started")[-1]
         assert "kernel.changed" not in restarted  # it found everything as it should be
+
+
+def test_crash_loops_and_another_version_of_the_package_lose_no_packet(
+    estate: Estate, tmp_path: Path
+) -> None:
+    pods.add(estate.lab, "a", "n1")
+    b = pods.add(estate.lab, "b", "n3")
+    shutil.copytree(Path(muslin.__file__).parent, tmp_path / "muslin")
+    init = tmp_path / "muslin" / "__init__.py"
+    init.write_text(init.read_text().replace('__version__ = "', '__version__ = "99.'))
+    traffic = Traffic(estate.pod_ns("a"), estate.pod_ns("b"), str(b.address(4)))
+    try:
+        for _ in range(5):
+            estate.kill("n1")
+            estate.start("n1", wait=False)
+            until(lambda: len(children(estate.pid("n1"))) == 2)
+        until(lambda: estate.ready("n1"))
+        estate.kill("n1", signal.SIGTERM)  # as a package upgrade does
+        estate.start("n1", package=tmp_path)
+        maps = Path(f"/proc/{estate.part('n1', 'cni')}/environ").read_text()
+        assert f"PYTHONPATH={tmp_path}" in maps
+        pods.add(estate.lab, "c", "n1")
+        until(lambda at=traffic.sent: traffic.sent > at + 50)  # type: ignore[misc]
+    finally:
+        traffic.stop()
+    assert traffic.sent > 200
+    assert traffic.sent - traffic.echoed == 0
+    assert traffic.tcp_fault is None
 
 
 @pytest.mark.parametrize("part", ["cni", "sync"])

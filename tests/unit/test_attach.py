@@ -14,7 +14,15 @@ from muslin.agent import attach, ground
 from muslin.agent.attach import Attachments
 from muslin.agent.ground import Ground
 from muslin.cni.protocol import Request
-from muslin.errors import CheckFailed, Exhausted, KernelError, NotReady, RequestError, Unavailable
+from muslin.errors import (
+    CheckFailed,
+    Exhausted,
+    KernelError,
+    Limited,
+    NotReady,
+    RequestError,
+    Unavailable,
+)
 from muslin.kernel.fake import FakeKernel
 from muslin.model import Host, Network, Pool, device_name
 from muslin.plan.diff import Change
@@ -369,6 +377,25 @@ def test_status_says_why_an_add_would_fail(node: Node) -> None:
         node.attachments.status(node.request("STATUS"))
     with pytest.raises(Exhausted, match=r"pool four: .*6 of 6 in use.*all 32 blocks"):
         node.add("one-more")
+
+
+def test_without_an_uplink_status_is_51_and_add_says_why(node: Node) -> None:
+    ground.set_fault(node.ledger, "uplink eth9 does not exist")
+    with pytest.raises(Limited, match="uplink eth9 does not exist") as caught:
+        node.attachments.status(node.request("STATUS"))
+    assert caught.value.cni_code == 51
+    with pytest.raises(NotReady, match="uplink eth9 does not exist"):
+        node.add()
+    ground.set_fault(node.ledger, None)
+    node.add()
+
+
+def test_a_pod_whose_network_was_removed_does_not_stop_the_others_mending(node: Node) -> None:
+    node.add()
+    before = node.attachments.host_plan()
+    ground.publish(node.ledger, [])
+    assert before
+    assert node.attachments.host_plan() == frozenset()
 
 
 def test_status_without_a_network_is_unavailable(node: Node) -> None:

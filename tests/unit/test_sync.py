@@ -194,6 +194,20 @@ async def test_what_was_known_serves_adds_while_the_store_is_away(tmp_path: Path
         assert again.ledger.blocks() != []
 
 
+async def test_an_uplink_that_goes_away_stops_new_pods_and_leaves_what_is_known(
+    agent: Agent,
+) -> None:
+    good = agent.here
+    agent.here = replace(good, faults=("uplink eth0 does not exist",))
+    agent.sync.wake()
+    await agent.until(lambda: ground.fault(agent.ledger) == "uplink eth0 does not exist")
+    assert ground.known(agent.ledger) == ["default"]
+    assert not agent.sync.state.ready
+    agent.here = good
+    agent.sync.wake()
+    await agent.until(lambda: ground.fault(agent.ledger) is None)
+
+
 async def test_an_add_without_addresses_is_heard(agent: Agent) -> None:
     for i in range(62):
         agent.ledger.claim(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from test_sync import Agent, agent
+from test_sync import POOL, Agent, agent
 
+from muslin.agent import mapped
 from muslin.agent.attach import Attachments
 from muslin.cni.protocol import Request
 from muslin.model import PortMapping, Rate, Wants
@@ -64,6 +65,16 @@ async def test_a_table_made_anew_has_at_once_what_pods_had(agent: Agent, tmp_pat
     await agent.until(lambda: pods(agent) == found)
     made = next(c for c in calls if any(isinstance(x.obj, Ruleset) for x in c))
     assert found <= {c.obj for c in made}  # one call is one transaction
+
+
+async def test_what_an_add_is_about_to_put_is_left_to_it(agent: Agent) -> None:
+    """Put by another hand it would make that ADD fail: the slot would be taken."""
+    agent.ledger.claim(
+        "c1", "eth0", netns="/n", conf="m", network="default", mtu=1500, pools=[POOL], wants=WEB
+    )
+    assert mapped.mend(agent.ledger, agent.kernel, agent.kernel.observe()) == []
+    agent.ledger.ready("c1", "eth0")
+    assert len(mapped.mend(agent.ledger, agent.kernel, agent.kernel.observe())) == 4
 
 
 async def test_one_entry_that_somebody_took_is_put_back(agent: Agent, tmp_path: Path) -> None:

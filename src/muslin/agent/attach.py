@@ -32,6 +32,7 @@ from muslin.errors import (
     CheckFailed,
     Exhausted,
     KernelError,
+    Limited,
     MuslinError,
     NotReady,
     RequestError,
@@ -82,6 +83,8 @@ class Attachments:
         Repeated for a pod that has them, it answers the same again.
         """
         where = ground.find(self._ledger, request.network)
+        if fault := ground.fault(self._ledger):
+            raise NotReady(fault, hint="see `muslin doctor`")
         with self._alone(request.container, request.ifname):
             before = self._ledger.find(request.container, request.ifname)
             wanted = before and (before.netns, before.wants) == (request.netns, request.wants)
@@ -173,7 +176,9 @@ class Attachments:
             raise ExceptionGroup("GC", errors)
 
     def status(self, request: Request) -> None:
-        """Raise Unavailable, saying why, when an ADD would fail now."""
+        """Raise Unavailable, saying why, when an ADD would fail now; Limited without an uplink."""
+        if fault := ground.fault(self._ledger):
+            raise Limited(fault, hint="see `muslin doctor`")
         try:
             where = ground.find(self._ledger, request.network)
         except NotReady as e:
@@ -265,8 +270,9 @@ class Attachments:
     def host_plan(self) -> Plan:
         """The node's side of every pod that is there: mended when somebody broke it."""
         plan: set[Object] = set()
+        networks = ground.known(self._ledger)  # one may have been removed under its pods
         for found in self._ledger.attachments():
-            if found.state == "ready":
+            if found.state == "ready" and found.network in networks:
                 where = ground.find(self._ledger, found.network)
                 plan |= host_side(backend.load(where.network).nic(_nic(found, where)))
         return frozenset(plan)

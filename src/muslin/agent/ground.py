@@ -15,6 +15,7 @@ from muslin.store.ledger import Ledger
 
 _NETWORK = "network:"
 _FULL = "full:"
+_FAULT = "fault"
 DEFAULT = "default"
 
 
@@ -33,6 +34,16 @@ def publish(ledger: Ledger, grounds: list[Ground]) -> None:
         ledger.set_fact(_NETWORK + name, None)
     for ground in grounds:
         ledger.set_fact(_NETWORK + ground.network.name, encode(ground).decode())
+
+
+def set_fault(ledger: Ledger, why: str | None) -> None:
+    """Say what keeps this node from taking new pods (an uplink that is gone), or None."""
+    ledger.set_fact(_FAULT, why)
+
+
+def fault(ledger: Ledger) -> str | None:
+    """What keeps this node from taking new pods, if anything does."""
+    return ledger.fact(_FAULT)
 
 
 def find(ledger: Ledger, name: str = "") -> Ground:

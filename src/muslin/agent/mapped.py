@@ -68,10 +68,11 @@ def _changes(ledger: Ledger, observed: Plan) -> list[Change]:
     if not any(isinstance(o, Ruleset) for o in observed):
         return []  # no table: the sync loop's next pass makes it, with everything in it
     here = frozenset(o for o in observed if isinstance(o, InTable) and is_pods(o))
-    going = _elements(a for a in ledger.wanting() if a.state == "deleting")
+    # What is coming is put by its own ADD, which another hand would make fail (EEXIST).
+    moving = _elements(a for a in ledger.wanting() if a.state != "ready")
     homes = {o.dst: o.dev for o in observed if isinstance(o, Route) and _is_home(o)}
-    keep = going | {o for o in here if _still_serves(o, homes)}
-    want = wanted(ledger)
+    keep = moving | {o for o in here if _still_serves(o, homes)}
+    want = _elements(a for a in ledger.wanting() if a.state == "ready")
     slots = {o.key for o in want}
     return list(diff(want | {o for o in here & keep if o.key not in slots}, here))
 

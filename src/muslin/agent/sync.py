@@ -261,8 +261,11 @@ class Sync:
             log.error("kernel.refused", error=str(e))
             refused = self._apply_each(want.plan)
         self._mend_pods({o.name for o in observed if isinstance(o, Link)})
-        for change in mapped.mend(self._ledger, self._kernel, observed):
-            log.info("kernel.changed", done="; ".join(_line(change)))
+        try:
+            for change in mapped.mend(self._ledger, self._kernel, observed):
+                log.info("kernel.changed", done="; ".join(_line(change)))
+        except KernelError as e:
+            refused.append(str(e))
         return refused
 
     def _apply_table(self, changes: list[Change]) -> None:
@@ -302,14 +305,17 @@ class Sync:
             log.info("kernel.changed", done="; ".join(_line(change)))
 
     def _tell(self, view: Sequence[Site], here: Underlay) -> None:
-        """Let the CNI server know what an ADD needs."""
+        """Let the CNI server know what an ADD needs, or what is in its way."""
+        ground.set_fault(self._ledger, "; ".join(here.faults) or None)
+        if here.faults:
+            return  # what was known of the networks still holds for the pods that are there
         grounds = []
         for site in view:
             try:
                 mtu = _mtu(site)
             except MuslinError:
                 continue  # `desired` reports it
-            if site.pools and site.me.pods and not here.faults:
+            if site.pools and site.me.pods:
                 grounds.append(
                     Ground(network=site.network, pools=site.pools, mtu=mtu, host=site.host)
                 )
