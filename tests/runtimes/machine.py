@@ -40,18 +40,38 @@ from muslin.plan.objects import Link, Neigh, Route
 
 CGROUPS = Path("/sys/fs/cgroup")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What runs the agent must not vanish where a checkout or its venv lies below /var or /run.
+KEPT = sorted(
+    path
+    for path in {str(Path(__file__).parents[2]), sys.prefix, sys.base_prefix}
+    if path.startswith(("/var/", "/run/"))
+)
 # The pid is read before /proc is mounted anew: it is the one that the host knows.
 BOOT = """
 read -r pid rest </proc/self/stat
+home=$1
+shift
+n=0
+for keep; do
+    n=$((n + 1))
+    mkdir -p "$home/keep$n"
+    mount --rbind "$keep" "$home/keep$n"
+done
 mount -t proc proc /proc
-mount --bind "$1/boot_id" /proc/sys/kernel/random/boot_id
+mount --bind "$home/boot_id" /proc/sys/kernel/random/boot_id
 mount -t tmpfs -o mode=755 run /run
 mkdir -p /run/netns /run/lock /run/changes
 for d in etc opt; do
     mkdir /run/changes/$d /run/changes/$d.work
     mount -t overlay -o lowerdir=/$d,upperdir=/run/changes/$d,workdir=/run/changes/$d.work $d /$d
 done
-mount --bind "$1/var" /var
+mount --bind "$home/var" /var
+n=0
+for keep; do
+    n=$((n + 1))
+    mkdir -p "$keep"
+    mount --rbind "$home/keep$n" "$keep"
+done
 echo $pid
 sleep infinity &
 wait  # which also takes leave of every orphan
@@ -126,7 +146,7 @@ class Machine:
             self._init = subprocess.Popen(
                 ["nsenter", f"--net={space}", "--", "unshare", "--mount", "--propagation", "slave",
                  "--pid", "--fork", "--kill-child", "--",
-                 "sh", "-ec", BOOT, "boot", str(self.home)],
+                 "sh", "-ec", BOOT, "boot", str(self.home), *KEPT],
                 stdout=subprocess.PIPE, stderr=log, env={"PATH": PATH},
             )  # fmt: skip
         assert self._init.stdout is not None

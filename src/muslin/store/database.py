@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muslin.errors import ConfigError, Conflict, MuslinError, NotReady
-from muslin.store import Record
+from muslin.store import Record, wal
 
 LAYOUT = 1  # PRAGMA user_version; a change of _SCHEMA counts it up and brings its own migration
 
@@ -223,7 +223,7 @@ class Database:
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         db.set_trace_callback(self._trace)
-        db.execute("PRAGMA journal_mode = WAL")
+        wal.enter(db, self._busy)
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA foreign_keys = ON")
         (layout,) = db.execute("PRAGMA user_version").fetchone()

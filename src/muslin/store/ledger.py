@@ -43,10 +43,11 @@ from muslin.model import (
     device_name,
     encode,
 )
-from muslin.store import addresses, ports
+from muslin.store import addresses, ports, wal
 from muslin.store.addresses import size_of, unpack, usable
 
 LAYOUT = 1
+BUSY = 5.0  # seconds to wait for the other process
 SCHEMA = """
 CREATE TABLE block (
     cidr     TEXT PRIMARY KEY,
@@ -141,7 +142,7 @@ class Ledger:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(
-                path, timeout=5, isolation_level=None, check_same_thread=False
+                path, timeout=BUSY, isolation_level=None, check_same_thread=False
             )
             path.chmod(0o600)
             with _alone_in(path.parent):
@@ -151,7 +152,7 @@ class Ledger:
             raise ConfigError(str(path), [str(e)], hint=hint) from e
 
     def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
+        wal.enter(self._db, BUSY)
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA foreign_keys=ON")
         with self._transaction() as db:
