@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from errno import EIO
+from errno import EEXIST, EIO
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -196,6 +196,21 @@ def test_add_after_delete_does_not_wait_for_the_reaper(node: Node) -> None:
     node.attachments.delete(node.request("DEL"))
     assert node.add() == ["10.0.0.10", "fd00::22"]  # the first ones rest
     assert node.attachments.reap() == 0
+
+
+def test_an_add_that_meets_a_former_pods_nic_waits_for_the_reaper_at_work(node: Node) -> None:
+    """The reaper has taken the row already, and is not through with the device."""
+    apply, first = node.kernel.apply, [True]
+
+    def taken_once(changes: Iterable[Change]) -> None:
+        listed = list(changes)
+        if first and any(c.verb == "add" for c in listed):
+            first.clear()
+            raise KernelError("add", "ip link", EEXIST)
+        apply(listed)
+
+    node.kernel.apply = taken_once  # type: ignore[method-assign]
+    assert node.add() == ["10.0.0.9", "fd00::21"]
 
 
 def test_the_reaper_removes_many_in_one_batch(node: Node) -> None:

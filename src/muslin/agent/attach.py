@@ -312,9 +312,11 @@ class Attachments:
         try:
             self._kernel.apply(diff(plan, frozenset()))
         except KernelError as e:
-            # The former pod's NIC in this namespace may be waiting for the reaper.
-            if e.errno != EEXIST or not self.reap():
+            # The former pod's NIC in this namespace may be waiting for the reaper, or be in its
+            # hands: `reap` returns when both have ended, however much was left for it to do.
+            if e.errno != EEXIST:
                 raise
+            self.reap()
             self._kernel.apply(diff(plan, frozenset()))
 
     def _undo(self, container: str, ifname: str) -> None:
