@@ -92,6 +92,7 @@ class Estate:
             )
         if wait:
             until(lambda: self.ready(node))
+            until(lambda: self.cni("STATUS", node, "", "") == {})  # a killed one's socket remains
 
     def cni(self, verb: str, node: str, container: str, ns: str, **more: object) -> Any:
         """One call of the node's real CNI binary; its JSON, errors included."""

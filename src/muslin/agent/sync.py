@@ -321,6 +321,10 @@ class Sync:
                 )
         ground.publish(self._ledger, grounds)
 
+    def serving(self) -> bool:
+        """Whether the other part listens, where there is to be one."""
+        return not self._config.pods or self._config.cni_socket.exists()
+
     def pending(self) -> tuple[Plan, list[Change]]:
         """What this node should hold, and what differs now.  Blocks: call it in a thread."""
         plan = desired(self.state.sites).plan
