@@ -9,6 +9,7 @@ they become text only in `encode`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
@@ -197,6 +198,7 @@ class Nic:
         return "0a:58:" + ":".join(f"{b:02x}" for b in tail)
 
 
+@functools.lru_cache(maxsize=64)  # one ADD asks several times
 def device_name(container: str, ifname: str) -> str:
     """The host-side device of an attachment, within the kernel's 15 characters."""
     return "mu" + _digest(f"{container}/{ifname}".encode(), 4).hex()

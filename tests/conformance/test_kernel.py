@@ -526,3 +526,25 @@ def test_many_threads_may_attach_at_once(real: RealGround) -> None:
         thread.join()
     assert failures == []
     assert len(real.kernel.observe()) == 40
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["forwarding", "rp_filter", "route_localnet"])
+def test_a_new_links_switches_are_the_files_below_proc(real: RealGround, name: str) -> None:
+    """They are set by number, in a message; the file says whether it was the right number."""
+    link = Link(name="mu.a", kind=Veth(peer="mu.b"))
+    switches = [
+        Sysctl(name=f"net/ipv4/conf/mu.a/{n}", value="1" if n == name else "0")
+        for n in ("forwarding", "rp_filter", "route_localnet")
+    ]
+    real.kernel.apply([Change("add", o) for o in (link, *switches)])
+    seen = real.kernel.observe(frozenset(switches))
+    assert {o for o in seen if isinstance(o, Sysctl)} == set(switches)
+
+
+@pytest.mark.root
+def test_a_pair_has_one_queue_of_each_kind_however_many_cpus(real: RealGround) -> None:
+    real.kernel.apply([Change("add", Link(name="mu.a", kind=Veth(peer="mu.b")))])
+    for end in ("mu.a", "mu.b"):
+        one_each = "grep -q 'numtxqueues 1 numrxqueues 1 '"
+        run(real.node, f"ip -d link show dev {end} | {one_each}")

@@ -18,19 +18,19 @@ ACK_TLVS, CAPPED = 0x200, 0x100
 
 
 def test_the_kernels_words_are_found_behind_a_capped_request() -> None:
-    answer = netlink._answer(ACK_TLVS | CAPPED, REFUSED + HEADER + WORDS, [])
+    answer = netlink._answer(ACK_TLVS | CAPPED, REFUSED + HEADER + WORDS)
     assert answer == Answer(22, "Nexthop has invalid gateway")
 
 
 def test_the_kernels_words_are_found_behind_a_whole_request() -> None:
     body = b"x" * 12
     header = struct.pack("=IHHII", 28, 24, 5, 1, 0)
-    answer = netlink._answer(ACK_TLVS, REFUSED + header + body + WORDS, [])
+    answer = netlink._answer(ACK_TLVS, REFUSED + header + body + WORDS)
     assert answer.detail == "Nexthop has invalid gateway"
 
 
 def test_without_words_of_its_own_the_errno_is_explained() -> None:
-    assert netlink._answer(CAPPED, REFUSED + HEADER, []).detail == os.strerror(22)
+    assert netlink._answer(CAPPED, REFUSED + HEADER).detail == os.strerror(22)
 
 
 def test_attributes_are_padded_and_found_again() -> None:

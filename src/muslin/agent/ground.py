@@ -7,6 +7,8 @@ restart with the store away.
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 
 from muslin.errors import NotReady
@@ -60,7 +62,7 @@ def find(ledger: Ledger, name: str = "") -> Ground:
             f"network {name} is not known on this node yet (known: {names})",
             hint="apply it with `muslin networks apply FILE`, or see `muslin status`",
         )
-    return decode(Ground, known[name].encode(), subject=f"network {name} in node.db")
+    return _read(name, known[name])
 
 
 def known(ledger: Ledger) -> list[str]:
@@ -76,3 +78,8 @@ def set_full(ledger: Ledger, pool: str, why: str | None) -> None:
 def full(ledger: Ledger, pools: tuple[Pool, ...]) -> str | None:
     """Why one of these pools cannot give this node another block, if that is so."""
     return next((why for p in pools if (why := ledger.fact(_FULL + p.name))), None)
+
+
+@functools.lru_cache(maxsize=16)  # the text changes with the network, and every ADD asks
+def _read(name: str, text: str) -> Ground:
+    return decode(Ground, text.encode(), subject=f"network {name} in node.db")

@@ -72,14 +72,19 @@ def load(network: Network) -> Backend:
     if network.backend not in names():
         known = ", ".join(names())
         raise ConfigError(subject, [f"backend {network.backend!r} is not one of: {known}"])
-    module = importlib.import_module(f"{__name__}.{network.backend}")
-    kind = next(
-        c for c in vars(module).values()
-        if isinstance(c, type) and issubclass(c, Backend) and c.__module__ == module.__name__
-    )  # fmt: skip
+    kind = _class(network.backend)
     unknown = sorted(set(network.options) - set(getattr(kind, "__dataclass_fields__", ())))
     if unknown:
         known = ", ".join(getattr(kind, "__dataclass_fields__", ())) or "none"
         faults = [f"unknown option {u!r} (this backend has: {known})" for u in unknown]
         raise ConfigError(f"{subject}, backend {network.backend}", faults)
     return convert(kind, network.options, subject=f"{subject}, backend {network.backend}")
+
+
+@functools.cache
+def _class(name: str) -> type[Backend]:
+    module = importlib.import_module(f"{__name__}.{name}")
+    return next(
+        c for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Backend) and c.__module__ == module.__name__
+    )  # fmt: skip

@@ -36,7 +36,7 @@ from muslin.kernel.netlink import (
     text,
 )
 from muslin.model import Address
-from muslin.plan.objects import ALIAS, PROTOCOL, Link, LinkKind, Present, Veth, Vxlan
+from muslin.plan.objects import ALIAS, PROTOCOL, Link, LinkKind, Present, Sysctl, Veth, Vxlan
 
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19  # linux/rtnetlink.h
 GROUP = PROTOCOL  # of every link we make
@@ -48,11 +48,18 @@ _GROUP, _NET_NS_FD, _EXT_MASK = 27, 28, 29
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER = 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 7, 15, 17
+_NUM_TX_QUEUES, _NUM_RX_QUEUES = 31, 32
+_INET, _INET_CONF = 2, 1
+_IPV4_CONF = {"forwarding": 1, "rp_filter": 8, "route_localnet": 26}  # linux/ip.h
 _INET6, _ADDR_GEN_MODE, _GEN_NONE = 10, 8, 1
 _SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS
 _IFF_UP = 1
 
 _HEADER = struct.Struct("=BxHiII")  # family, type, index, flags, change
+# Without these a veth end has a queue of each kind for every possible CPU, each with its
+# directories in sysfs: a third of what making a pair takes, with two CPUs.  Sending takes no
+# lock (NETIF_F_LLTX), and receiving by queues exists only with XDP or GRO switched on.
+_ONE_QUEUE = number(_NUM_TX_QUEUES, 1) + number(_NUM_RX_QUEUES, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,28 +100,55 @@ def create(link: Link, peer_ns: int | None) -> Request:
     start: veth_open() then finds no peer and fails with ENOTCONN.
     """
     body = _header() + text(_IFNAME, link.name) + number(_GROUP, GROUP) + _settings(link)
+    if isinstance(link.kind, Veth):
+        body += _ONE_QUEUE
     return Request(NEWLINK, CREATE | EXCL, body + _info(link.kind, peer_ns))
+
+
+def finish(link: Link, index: int) -> list[Request]:
+    """Bring a device of ours up, quiet on IPv6, and write the alias people read.
+
+    EAFNOSUPPORT from the first means a kernel without IPv6: fine.
+    """
+    generation = attribute(_ADDR_GEN_MODE, bytes([_GEN_NONE]))
+    quiet = nested(_AF_SPEC, nested(_INET6, generation))
+    return [
+        Request(SETLINK, 0, _header(index) + quiet),
+        Request(SETLINK, 0, _header(index, _IFF_UP) + text(_IFALIAS, _alias(link))),
+    ]
+
+
+def conf(value: Sysctl, index: int) -> Request | None:
+    """Set one of a new device's IPv4 switches; None if netlink does not have it.
+
+    An eighth of what the file below /proc/sys takes, and less than that does:
+    the route cache is not flushed, so this is for a device that nothing has
+    passed yet (net/ipv4/devinet.c: inet_set_link_af(), devinet_sysctl_forward()).
+    """
+    prefix = f"net/ipv4/conf/{value.dev}/"
+    known = _IPV4_CONF.get(value.name.removeprefix(prefix))
+    if known is None:
+        return None
+    setting = nested(_INET, nested(_INET_CONF, number(known, int(value.value))))
+    return Request(SETLINK, 0, _header(index) + nested(_AF_SPEC, setting))
+
+
+def adjust(link: Link) -> Request:
+    """Bring a device up that somebody else has made and nobody looked at, with all settings."""
+    return Request(SETLINK, 0, _header(0, _IFF_UP) + text(_IFNAME, link.name) + _settings(link))
 
 
 def configure(link: Link, device: Device) -> list[Request]:
     """Bring the device up with the link's settings; on one of ours, write the alias too.
 
     Only what differs is set: setting a MAC, also to what it is already, drops
-    the device's neighbours, permanent ones too.  EAFNOSUPPORT from the second
-    of three means a kernel without IPv6: fine.
+    the device's neighbours, permanent ones too.
     """
-    index, settings = device.index, _settings(link, device)
-    up = _header(index, _IFF_UP)
+    settings = _settings(link, device)
     if isinstance(link.kind, Present):
-        return [Request(SETLINK, 0, up + settings)]
-    alias = f"{ALIAS} {link.purpose}".strip()[:255]  # IFALIASZ is 256
-    generation = attribute(_ADDR_GEN_MODE, bytes([_GEN_NONE]))
-    quiet = nested(_AF_SPEC, nested(_INET6, generation))
-    return [
-        Request(SETLINK, 0, _header(index) + text(_IFALIAS, alias) + settings),
-        Request(SETLINK, 0, _header(index) + quiet),
-        Request(SETLINK, 0, up),
-    ]
+        return [Request(SETLINK, 0, _header(device.index, _IFF_UP) + settings)]
+    before = [Request(SETLINK, 0, _header(device.index) + settings)] if settings else []
+    return [*before, *finish(link, device.index)]
 
 
 def remove(index: int) -> Request:
@@ -162,6 +196,10 @@ def _header(index: int = 0, flags: int = 0) -> bytes:
     return _HEADER.pack(0, 0, index, flags, flags)
 
 
+def _alias(link: Link) -> str:
+    return f"{ALIAS} {link.purpose}".strip()[:255]  # IFALIASZ is 256
+
+
 def _settings(link: Link, device: Device | None = None) -> bytes:
     body = b""
     if link.mtu is not None and (device is None or link.mtu != device.mtu):
@@ -175,7 +213,7 @@ def _info(kind: LinkKind, peer_ns: int | None) -> bytes:
     match kind:
         case Veth():
             assert kind.peer is not None  # a pair is made whole
-            peer = _header() + text(_IFNAME, kind.peer)
+            peer = _header() + text(_IFNAME, kind.peer) + _ONE_QUEUE
             if peer_ns is not None:
                 peer += number(_NET_NS_FD, peer_ns)
             name, data = "veth", attribute(_VETH_PEER, peer)

@@ -4,11 +4,11 @@ Work is grouped by namespace; sockets and device indices live for one call
 only (a socket costs 15 µs, and an index kept longer may have become another
 device's).  So the object has no state, and any thread may call it.
 
-`apply` sends neighbouring changes in one batch: puts with puts, removals with
-removals, never across the two, and new links one by one.  The kernel goes on
-after a message it refused, so later puts of the same batch may be in place
-when the refusal is raised.  They are part of what is desired; a removal never
-is, and none is begun after a refused put.
+`apply` makes new links one by one, and sends the rest of a run of puts in one
+batch for each namespace, a run of removals likewise, never across the two.
+The kernel goes on after a message it refused, so later puts of the same batch
+may be in place when the refusal is raised.  They are part of what is desired;
+a removal never is, and none is begun after a refused put.
 
 Namespaces by id (IFLA_TARGET_NETNSID and its kin) are not used: RTM_NEWADDR
 with it is accepted and applied in the sender's own namespace.
@@ -73,11 +73,11 @@ class LinuxKernel:
 
     def apply(self, changes: Iterable[Change]) -> None:
         everything = list(changes)
+        links_and_such = (c for c in everything if not isinstance(c.obj, Ruleset | InTable))
         with ExitStack() as stack:
-            spaces: dict[str | None, _Space] = {}
-            for kind, run in groupby(everything, _kind_of_run):
-                if kind is not None:
-                    _make(list(run), spaces, stack)
+            spaces = _Spaces(stack)
+            for removals, run in groupby(links_and_such, lambda c: c.verb == "remove"):
+                (_remove if removals else _put)(list(run), spaces)
         late = [c for c in everything if isinstance(c.obj, Ruleset | InTable)]
         for ns in dict.fromkeys(c.obj.ns for c in late):
             part = [c for c in late if c.obj.ns == ns]
@@ -91,22 +91,42 @@ class LinuxKernel:
 
 @dataclass(slots=True)
 class _Space:
-    """One namespace during one call: its socket and the devices met so far."""
+    """One namespace during one call: its socket, the devices met so far and those made."""
 
     ns: str | None
     socket: Socket
     indices: dict[str, int] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
 
     def index(self, name: str) -> int:
-        if name not in self.indices:
-            self.indices[name] = self.device(name).index
-        return self.indices[name]
+        found = self.indices.get(name)
+        if found is None:
+            found = self.socket.index(name)
+            if found is None:
+                raise _NoDevice(name)
+            self.indices[name] = found
+        return found
 
     def device(self, name: str) -> links.Device:
         answer = self.socket.send([links.get(name)])[0]
         if answer.errno:
             raise _NoDevice(name)
-        return links.read(answer.echo[0])
+        device = links.read(answer.echo[0])
+        self.indices[name] = device.index
+        return device
+
+
+class _Spaces(dict[str | None, _Space]):
+    """The namespaces met during one call."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def __missing__(self, ns: str | None) -> _Space:
+        with netns.inside(ns):
+            space = self[ns] = _Space(ns, self._stack.enter_context(Socket()))
+        return space
 
 
 class _NoDevice(Exception):
@@ -126,72 +146,83 @@ def _observe(ns: str | None, about: Plan) -> Plan:
             return view(ns, socket, about) | tables | values
 
 
-def _kind_of_run(change: Change) -> object:
-    """Neighbouring changes with equal kinds go together; None is nft's, made last."""
-    obj = change.obj
-    if isinstance(obj, Ruleset | InTable):
-        return None
-    if isinstance(obj, Link):
-        return ("link", obj.ns, change.verb == "remove")
-    return (isinstance(obj, Sysctl), obj.ns, change.verb == "remove")
+def _put(run: list[Change], spaces: _Spaces) -> None:
+    """Put all of the run in place: new devices one by one, then one batch for each namespace."""
+    for change in run:
+        if isinstance(change.obj, Link) and _is_new(change):
+            _create(change, change.obj, spaces[change.obj.ns])
+    for ns in dict.fromkeys(c.obj.ns for c in run):
+        part = [c for c in run if c.obj.ns == ns]
+        _batch(part, spaces[ns])
 
 
-def _make(run: list[Change], spaces: dict[str | None, _Space], stack: ExitStack) -> None:
-    """Make one run of changes; all are in one namespace."""
-    ns = run[0].obj.ns
-    try:
-        if ns not in spaces:
-            with netns.inside(ns):
-                spaces[ns] = _Space(ns, stack.enter_context(Socket()))
-    except KernelError as e:
-        # A namespace that is gone has taken everything in it along.
-        if run[0].verb == "remove" and e.errno in {ENOENT, EINVAL}:
-            return
-        raise
-    space = spaces[ns]
-    if isinstance(run[0].obj, Link) and run[0].verb == "remove":
-        _remove_links(run, space)
-    elif isinstance(run[0].obj, Link):
-        for change in run:
-            _link(change, space)
-    elif isinstance(run[0].obj, Sysctl):
-        _sysctls(run, ns)
-    else:
-        _batch(run, space)
+def _remove(run: list[Change], spaces: _Spaces) -> None:
+    for (ns, are_links), part in groupby(run, lambda c: (c.obj.ns, isinstance(c.obj, Link))):
+        try:
+            space = spaces[ns]
+        except KernelError as e:
+            # A namespace that is gone has taken everything in it along.
+            if e.errno in {ENOENT, EINVAL}:
+                continue
+            raise
+        (_remove_links if are_links else _batch)(list(part), space)
 
 
-def _sysctls(run: list[Change], ns: str | None) -> None:
-    with netns.inside(ns):
-        for change in run:
-            if isinstance(change.obj, Sysctl) and change.verb != "remove":
-                sysctl.write(change.obj.name, change.obj.value)
-
-
-def _batch(run: list[Change], space: _Space) -> None:
-    """Addresses, neighbours, FDB entries, routes and rules of one namespace, in one sendmsg."""
+def _batch(part: list[Change], space: _Space) -> None:
+    """Everything of one namespace, in one sendmsg; what is a file is written before."""
     requests: list[Request] = []
     sent: list[Change] = []
     failure: KernelError | None = None
-    for change in run:
+    for change in part:
         try:
-            request = _request(change, space)
+            asked = _requests(change, space)
         except _NoDevice as e:
             if change.verb == "remove":
                 continue  # it went with its device
             failure = _refused(change, ENODEV, f"there is no device {e}")
             break
-        requests.append(request)
-        sent.append(change)
+        requests += asked
+        sent += [change] * len(asked)
     for change, answer in zip(sent, space.socket.send(requests), strict=True):
         _check(change, answer, space)
     if failure is not None:
         raise failure
 
 
-def _request(change: Change, space: _Space) -> Request:
+def _requests(change: Change, space: _Space) -> list[Request]:
+    obj = change.obj
+    if isinstance(obj, Sysctl):
+        return _sysctl(obj, space)
+    if isinstance(obj, Link):
+        return _settings(change, obj, space)
     if change.verb == "remove":
-        return codec.drop(change.obj, space.index)
-    return codec.put(change.obj, space.index, replace=change.verb == "replace")
+        return [codec.drop(obj, space.index)]
+    return [codec.put(obj, space.index, replace=change.verb == "replace")]
+
+
+def _settings(change: Change, link: Link, space: _Space) -> list[Request]:
+    """What brings the link to its settings, and up."""
+    if link.name in space.made:
+        return links.finish(link, space.index(link.name))
+    if change.verb == "add":
+        return [links.adjust(link)]
+    return links.configure(link, space.device(link.name))
+
+
+def _sysctl(value: Sysctl, space: _Space) -> list[Request]:
+    """A switch of a device made just now goes with its settings; anything else is a file."""
+    if value.dev in space.made:
+        request = links.conf(value, space.index(value.dev))
+        if request is not None:
+            return [request]
+    with netns.inside(space.ns):
+        sysctl.write(value.name, value.value)
+    return []
+
+
+def _is_new(change: Change) -> bool:
+    obj = change.obj
+    return change.verb == "add" and isinstance(obj, Link) and not isinstance(obj.kind, Present)
 
 
 def _check(change: Change, answer: Answer, space: _Space) -> None:
@@ -199,6 +230,8 @@ def _check(change: Change, answer: Answer, space: _Space) -> None:
         return
     if change.verb == "remove" and isinstance(change.obj, Shaper) and answer.errno == EINVAL:
         return  # there is none of ours (kernel/tc.py)
+    if answer.errno == EAFNOSUPPORT and isinstance(change.obj, Link):
+        return  # a kernel without IPv6 (kernel/links.py)
     if answer.errno == EEXIST and isinstance(change.obj, Neigh):
         # What the kernel learnt, or failed to resolve, is in nobody's plan.
         found = space.socket.send([codec.ask_neigh(change.obj, space.index)])[0]
@@ -210,23 +243,7 @@ def _check(change: Change, answer: Answer, space: _Space) -> None:
         raise _refused(change, answer.errno, answer.detail)
 
 
-def _link(change: Change, space: _Space) -> None:
-    link = change.obj
-    assert isinstance(link, Link)
-    if change.verb == "add" and not isinstance(link.kind, Present):
-        device = _create(change, link, space)
-    else:
-        try:
-            device = space.device(link.name)
-        except _NoDevice as e:
-            raise _refused(change, ENODEV, f"there is no device {e}") from None
-    space.indices[link.name] = device.index
-    for answer in space.socket.send(links.configure(link, device)):
-        if answer.errno not in {0, EAFNOSUPPORT}:  # a kernel without IPv6 (links.configure)
-            raise _refused(change, answer.errno, answer.detail)
-
-
-def _create(change: Change, link: Link, space: _Space) -> links.Device:
+def _create(change: Change, link: Link, space: _Space) -> None:
     """Make the device, down."""
     peer_ns = link.kind.peer_ns if isinstance(link.kind, Veth) else None
     with ExitStack() as stack:
@@ -237,11 +254,10 @@ def _create(change: Change, link: Link, space: _Space) -> links.Device:
             except OSError as e:
                 raise _refused(change, e.errno or 0, f"no namespace {peer_ns}") from e
             stack.callback(os.close, descriptor)
-        # NLM_F_ECHO would tell the index too, but for a vxlan device there is no echo.
-        made, got = space.socket.send([links.create(link, descriptor), links.get(link.name)])
-    if made.errno:
-        raise _refused(change, made.errno, made.detail)
-    return links.read(got.echo[0])
+        answer = space.socket.send([links.create(link, descriptor)])[0]
+    if answer.errno:
+        raise _refused(change, answer.errno, answer.detail)
+    space.made.add(link.name)
 
 
 def _remove_links(run: list[Change], space: _Space) -> None:

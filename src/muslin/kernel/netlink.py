@@ -22,12 +22,13 @@ Documentation/userspace-api/netlink):
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from errno import EINTR, ENOBUFS
+from errno import EINTR, ENOBUFS, ENODEV
 
 from muslin.errors import KernelError
 
@@ -50,6 +51,8 @@ _DUMP_TRIES = 50  # of some milliseconds each; pods come and go meanwhile
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _NESTED = 0x8000
+_SIOCGIFINDEX = 0x8933  # linux/sockios.h
+_IFREQ = struct.Struct("=16si20x")  # linux/if.h: the name, the index, the rest of the union
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,35 +140,53 @@ class Socket:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def index(self, name: str) -> int | None:
+        """The index of the device with that name, None if there is none (netdevice(7)).
+
+        Any socket answers for its namespace, without RTNL; RTM_GETLINK waits for it.
+        """
+        try:
+            answer = fcntl.ioctl(self._socket, _SIOCGIFINDEX, _IFREQ.pack(name.encode(), 0))
+        except OSError as e:
+            if e.errno == ENODEV:
+                return None
+            raise KernelError("find", f"device {name}", e.errno or 0) from e
+        found: int = _IFREQ.unpack(answer)[1]
+        return found
+
     def send(self, requests: Sequence[Request]) -> list[Answer]:
-        """Send all, in as few batches as fit, and return one answer for each, in order."""
+        """Send all, in as few batches as fit, and return one answer for each, in order.
+
+        Only a batch's last request asks for an acknowledgement: the kernel
+        works in order and tells of a refusal without being asked.
+        """
         answers: list[Answer] = []
         for at in range(0, len(requests), _BATCH):
             batch = requests[at : at + _BATCH]
             first = self._sequence + 1
             out = bytearray()
-            for request in batch:
+            for request in batch[:-1]:
                 self._sequence += 1
-                out += _pack(request, REQUEST | ACK, self._sequence)
+                out += _pack(request, REQUEST, self._sequence)
+            self._sequence += 1
+            out += _pack(batch[-1], REQUEST | ACK, self._sequence)
             self._socket.send(out)
             answers += self._collect(first, len(batch))
         return answers
 
     def _collect(self, first: int, count: int) -> list[Answer]:
-        answers = [Answer()] * count
-        echoes: list[list[bytes]] = [[] for _ in answers]
-        left = count
-        while left:
+        errors: dict[int, Answer] = {}
+        echoes: dict[int, tuple[bytes, ...]] = {}
+        while count - 1 not in errors:
             for kind, flags, sequence, body in self._answers():
                 at = sequence - first
                 if not 0 <= at < count:
                     continue  # of an earlier batch that was given up
                 if kind == NLMSG_ERROR:
-                    answers[at] = _answer(flags, body, echoes[at])
-                    left -= 1
+                    errors[at] = _answer(flags, body, echoes.get(at, ()))
                 else:
-                    echoes[at].append(body)
-        return answers
+                    echoes[at] = (*echoes.get(at, ()), body)
+        return [errors.get(at) or Answer(echo=echoes.get(at, ())) for at in range(count)]
 
     def transact(
         self, begin: Request, requests: Sequence[Request], end: Request
@@ -198,7 +219,7 @@ class Socket:
                 at = sequence - first
                 if kind != NLMSG_ERROR or not -1 <= at < len(requests):
                     continue
-                answer = _answer(flags, body, [])
+                answer = _answer(flags, body)
                 if answer.errno:
                     refused[at] = answer
                 if at in {-1, len(requests) - 1}:
@@ -222,7 +243,7 @@ class Socket:
                     continue
                 disturbed |= bool(flags & DUMP_INTR)
                 if kind in {NLMSG_DONE, NLMSG_ERROR}:
-                    answer = _answer(flags, body, [])
+                    answer = _answer(flags, body)
                     if answer.errno:
                         raise KernelError("list", "by netlink", answer.errno, answer.detail)
                     if disturbed:
@@ -278,7 +299,7 @@ def _pack(request: Request, flags: int, sequence: int) -> bytes:
     return header + request.body + b"\0" * (-size & 3)
 
 
-def _answer(flags: int, body: bytes, echo: list[bytes]) -> Answer:
+def _answer(flags: int, body: bytes, echo: tuple[bytes, ...] = ()) -> Answer:
     """Read an acknowledgement (or the end of a dump), with the kernel's words if it has any."""
     code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
     detail = ""
@@ -292,4 +313,4 @@ def _answer(flags: int, body: bytes, echo: list[bytes]) -> Answer:
             detail = words.rstrip(b"\0").decode(errors="replace")
     if code and not detail:
         detail = os.strerror(code)
-    return Answer(code, detail, tuple(echo))
+    return Answer(code, detail, echo)

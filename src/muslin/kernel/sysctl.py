@@ -11,6 +11,7 @@ on the two devices is enough with ip_forward=0, and
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from muslin.errors import KernelError
@@ -32,8 +33,11 @@ def read(name: str) -> str | None:
 def write(name: str, value: str) -> None:
     """Set it; KernelError if it does not exist or refuses the value."""
     try:
-        with _path(name).open("w") as file:
-            file.write(value)
+        file = os.open(_path(name), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            os.write(file, value.encode())
+        finally:
+            os.close(file)
     except OSError as e:
         hint = "is /proc/sys mounted read-only?" if e.errno in {errno.EROFS, errno.EACCES} else ""
         raise KernelError("set", f"sysctl {name}={value}", e.errno or 0, hint=hint) from e

@@ -58,6 +58,9 @@ def diff(desired: Plan, observed: Plan) -> Iterator[Change]:
     `observed` holds only objects that carry our mark, so an extra one is ours
     to remove.  Sysctls and links made by others are never removed.
     """
+    if not observed:
+        yield from _puts(desired, {})
+        return
     have = {o.key: o for o in observed}
     want = {o.key: o for o in desired}
     rebuilt = {k for k, o in want.items() if k in have and not _in_place(o, have[k])}

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 
-from muslin.model import Address, Nic
+from muslin.model import Address, Nic, Prefix
 from muslin.plan import limits, ports
 from muslin.plan.objects import Addr, Link, Neigh, Object, Plan, Present, Route, Sysctl, Veth
 
 GATEWAY: dict[int, Address] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
+ANYWHERE: dict[int, Prefix] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 HOST_MAC = "ee:ee:ee:ee:ee:ee"  # locally administered; the same on every host end
 
 
@@ -45,10 +46,9 @@ def routed(nic: Nic) -> Plan:
         objects |= _way(nic, address)
     for version in sorted({a.version for a in nic.addresses}):
         gateway = GATEWAY[version]
-        anywhere = ip_network("0.0.0.0/0" if version == 4 else "::/0")
         objects |= {
             Neigh(ns=ns, dev=pod, address=gateway, mac=HOST_MAC),
-            Route(ns=ns, dst=anywhere, via=gateway, dev=pod, onlink=True),
+            Route(ns=ns, dst=ANYWHERE[version], via=gateway, dev=pod, onlink=True),
         }
     objects |= limits.limits(nic.wants, dev)
     objects |= ports.elements(nic.wants.ports, nic.addresses)
