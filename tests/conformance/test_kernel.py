@@ -309,6 +309,16 @@ def test_a_taken_slot_is_refused_also_to_ourselves(ground: Ground) -> None:
         assert caught.value.errno == EEXIST
 
 
+def test_a_rule_takes_the_place_of_one_with_another_condition(ground: Ground) -> None:
+    """As when an older version's is replaced; and it is not the new one that goes."""
+    src = ip_network("10.0.0.0/16")
+    rules = [Rule(src=src, table=109, priority=1090, unless=bits) for bits in (0, 1 << 24, 1 << 25)]
+    make(ground, rules[0])
+    for before, after in ((0, 1), (1, 2), (2, 0)):
+        ground.kernel.apply(diff(frozenset({rules[after]}), seen(ground)))
+        assert seen(ground) == {rules[after]}, before
+
+
 def test_what_went_before_a_refusal_stays_and_removals_after_it_do_not_happen(
     ground: Ground,
 ) -> None:

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 from estate import Estate, Pod, build
-from talk import FAMILY, PATIENCE, Mailbox, post
+from talk import FAMILY, PATIENCE, Mailbox, post, seen_by
 
 from muslin.kernel import netns
 from muslin.kernel.linux import LinuxKernel
@@ -122,6 +122,7 @@ def test_a_host_port_leads_to_its_pod_from_everywhere(
         "n1": (estate.machines["n1"].ns, own_addresses(estate, "n1", version)),
         "n2": (estate.machines["n2"].ns, own_addresses(estate, "n2", version)),
         "n3": (estate.machines["n3"].ns, own_addresses(estate, "n3", version)),
+        "vm1": (estate.machines["vm1"].ns, own_addresses(estate, "vm1", version)),
         "p1": (pod.nic.netns, own_addresses(estate, "n1", version)),
     }
     for name in ("p1b", "p2", "p3"):
@@ -136,6 +137,30 @@ def test_a_host_port_leads_to_its_pod_from_everywhere(
         if seen not in expected:
             wrong[name] = seen
     assert wrong == {}
+
+
+@both_versions
+@pytest.mark.parametrize("strict", [0, 1])
+def test_a_member_behind_a_router_is_answered_by_the_way_it_asked(
+    estate: Estate, version: int, strict: int
+) -> None:
+    """Plain, though what the pod sends to the member as itself goes through the tunnel."""
+    pod, node, vm = estate.pods["p1"], estate.machines["n1"], estate.machines["vm1"]
+    at, own = node.node.address(version), vm.node.address(version)
+    assert at is not None
+    assert own is not None
+    try:
+        for ns in (node.ns, vm.ns):
+            run(ns, f"sysctl -qw net.ipv4.conf.all.rp_filter={strict}")
+        assert seen_by(vm.ns, own.ip, pod.nic.netns) == pod.address(version)
+        run(vm.ns, "ip link set mu.vx1 down")
+        assert seen_at(pod, "tcp", vm.ns, at.ip, EVERYWHERE) == own.ip
+        with pytest.raises(TimeoutError):
+            seen_by(vm.ns, own.ip, pod.nic.netns)
+    finally:
+        for ns in (node.ns, vm.ns):
+            run(ns, "sysctl -qw net.ipv4.conf.all.rp_filter=0")
+        estate.settle()
 
 
 @pytest.mark.parametrize("port", [EVERYWHERE, LOCAL], ids=["any address", "127.0.0.1"])

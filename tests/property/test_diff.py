@@ -114,7 +114,7 @@ def plans(draw: st.DrawFn) -> Plan:
             Route(dst=ip_network("fd00:8:8::/64"), via=ip_address("2001:db8:a::8"), dev="eth0"),
             Route(dst=ip_network("10.8.8.0/24"), dev="eth0", table=109),
             Rule(src=ip_network("10.8.0.0/16"), table=109, priority=1090),
-            Rule(src=ip_network("fd00:8::/32"), table=109, priority=1090),
+            Rule(src=ip_network("fd00:8::/32"), table=109, priority=1090, unless=1 << 24),
             Sysctl(name="net/ipv4/conf/eth0/forwarding", value="1"),
         )
     )

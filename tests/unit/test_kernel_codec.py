@@ -49,8 +49,9 @@ ROUTES = [
 NEIGHBOURS = [Neigh(dev="eth0", address=a, mac=MAC) for a in (VIA4, VIA6)]
 ENTRIES = [Fdb(dev="mu.vx1", mac=MAC, dst=a) for a in (VIA4, VIA6)]
 RULES = [
-    Rule(src=ip_network(p), table=109, priority=1090)
+    Rule(src=ip_network(p), table=109, priority=1090, unless=unless)
     for p in ("10.0.0.0/8", "fd00::/32", "0.0.0.0/0")
+    for unless in (0, 1 << 24)
 ]
 ADDRESSES = [
     Addr(dev="eth0", address=ip_interface(a)) for a in ("10.0.0.1/32", "10.0.0.1/24", "fd00::1/128")

@@ -50,6 +50,7 @@ def test_rules_are_counted_by_chain_and_nothing_else_is() -> None:
     assert nft.count_rules(RULES) == {
         "guard": 5,
         "arriving": 2,
+        "answering": 2,
         "starting": 2,
         "mapped": 4,
         "leaving": 5,

@@ -26,7 +26,10 @@ had followed).
 A member without blocks behind a router is reached through the tunnel too, by
 a rule that only packets *from pods* match: pods and member then see each
 other's own addresses without the routers between them knowing any pod, while
-the nodes' own traffic to the member stays plain.
+the nodes' own traffic to the member stays plain.  So does a pod's answer to a
+member that asked a port of the node: it came plain, goes as the node's, and a
+member drops what comes by the tunnel from a node (rp_filter; so would a
+firewall that sees one half of a connection).
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from muslin.backend import Backend
 from muslin.backend.hostgw import next_hop, route
 from muslin.errors import Unreachable
 from muslin.model import Address, Peer, Prefix, Site, of_family
+from muslin.plan.node import ANSWER
 from muslin.plan.objects import (
     PROTOCOL,
     Addr,
@@ -150,8 +154,11 @@ class VxlanBackend(Backend):
                 Route(dst=ip_network(address.ip), dev=self.dev, table=MEMBERS),
                 Neigh(dev=self.dev, address=address.ip, mac=self._peer_mac(site, peer)),
                 self._fdb(site, peer),
-                *(Rule(src=pool, table=MEMBERS, priority=PRIORITY) for pool in pools),
+                *(_from_pods(pool) for pool in pools),
             }
+            if version == 4:  # for a strict rp_filter, see `ANSWER`; IPv6 has none
+                mark = f"net/ipv4/conf/{site.host.uplink}/src_valid_mark"
+                objects.add(Sysctl(name=mark, value="1"))
         return objects
 
     def _is_direct(self, site: Site, peer: Peer, version: int) -> bool:
@@ -174,6 +181,10 @@ class VxlanBackend(Backend):
         if not mac:
             raise Unreachable(peer.node.name, "it has not announced a VTEP MAC yet")
         return mac
+
+
+def _from_pods(pool: Prefix) -> Rule:
+    return Rule(src=pool, table=MEMBERS, priority=PRIORITY, unless=ANSWER)
 
 
 def _prefer4(site: Site) -> Address:

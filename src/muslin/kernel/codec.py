@@ -56,7 +56,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_MULTIPATH, _RTA_TABLE = 1, 
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST, _SCOPE_NOWHERE = 0, 253, 254, 255
 _UNICAST, _UNREACHABLE = 1, 7
 _ONLINK, _CLONED = 0x4, 0x200  # RTNH_F_ONLINK; RTM_F_CLONED: the IPv6 route cache
-_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL = 2, 6, 15, 21
+_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 2, 6, 15, 16, 21
 _TO_TABLE = 1  # FR_ACT_TO_TBL
 
 Index = Callable[[str], int]  # a device's index by its name; raises if there is none
@@ -215,8 +215,9 @@ def read_rule(ns: str | None, body: bytes) -> Rule | None:
     if _FRA_TABLE in found:
         table = struct.unpack("=I", found[_FRA_TABLE])[0]
     priority = struct.unpack("=I", found.get(_FRA_PRIORITY, bytes(4)))[0]
+    unless = struct.unpack("=I", found.get(_FRA_FWMASK, bytes(4)))[0]
     src = _prefix(family, found.get(_FRA_SRC), length)
-    return Rule(ns=ns, src=src, table=table, priority=priority)
+    return Rule(ns=ns, src=src, table=table, priority=priority, unless=unless)
 
 
 def _addr(obj: Addr, index: Index) -> bytes:
@@ -270,6 +271,8 @@ def _rule(obj: Rule) -> bytes:
     if length:
         body += attribute(_FRA_SRC, obj.src.network_address.packed)
     body += number(_FRA_TABLE, obj.table) + number(_FRA_PRIORITY, obj.priority)
+    if obj.unless:
+        body += number(_FRA_FWMASK, obj.unless)  # without a mark, which is one of 0
     return body + attribute(_FRA_PROTOCOL, bytes([PROTOCOL]))
 
 

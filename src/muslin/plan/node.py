@@ -26,6 +26,13 @@ from muslin.plan.objects import Element, Object, Plan, Route, Ruleset, Sysctl
 # mapped, and who tries it is refused at once.
 # nft 1.0 wants a statement separator after `masquerade`, which the newline is,
 # and takes no chain of that name.
+# What answers a connection whose destination was translated (a host port, a service) has the
+# pod's source still when its way is chosen, and the node's only after it.  A bit of its mark
+# tells it from what the pod sends as itself, for rules about packets from pods (backend/vxlan.py).
+# The question has it too: a strict rp_filter looks for the answer's way, with the pod's source and,
+# by src_valid_mark, the question's mark.  But not what pods ask: that goes as themselves.
+# None of kube-proxy, Cilium, Tailscale and the reference portmap uses this bit.
+ANSWER = 0x01000000
 RULES = """\
 	set pods4 { type ipv4_addr; flags interval; }
 	set pods6 { type ipv6_addr; flags interval; }
@@ -50,6 +57,11 @@ RULES = """\
 		type nat hook prerouting priority dstnat; policy accept;
 		ip daddr 127.0.0.0/8 return
 		fib daddr type local jump mapped
+	}
+	chain answering {
+		type filter hook prerouting priority dstnat + 10; policy accept;
+		ct status dnat ct direction reply meta mark set meta mark | 0x01000000
+		ct status dnat iifname != "mu*" meta mark set meta mark | 0x01000000
 	}
 	chain starting {
 		type nat hook output priority -100; policy accept;

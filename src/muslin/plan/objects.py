@@ -166,16 +166,20 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A routing rule: packets from `src` look into `table` first."""
+    """A routing rule: packets from `src` look into `table` first.
+
+    Not those with one of the bits `unless` in their mark.
+    """
 
     ns: str | None = None
     src: Prefix
     table: int
     priority: int
+    unless: int = 0
 
     @property
     def key(self) -> tuple[object, ...]:
-        return ("rule", self.ns, self.src, self.table, self.priority)
+        return ("rule", self.ns, self.src, self.table, self.priority, self.unless)
 
     dev: ClassVar[None] = None
 

@@ -78,8 +78,9 @@ def _lines(verb: Verb, obj: Object, was: Object | None) -> list[str]:
             return [_route(verb, obj)]
         case Rule():
             family = "-6 " if obj.src.version == 6 else ""
+            mark = f" fwmark 0/{obj.unless:#x}" if obj.unless else ""
             return [
-                f"ip {family}rule {_plain(verb)} from {obj.src} lookup {obj.table}"
+                f"ip {family}rule {_plain(verb)} from {obj.src}{mark} lookup {obj.table}"
                 f" priority {obj.priority} protocol {PROTOCOL}"
             ]
         case Shaper():
