@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from test_agent import LABS, Estate, until
 
 from muslin.cni.environment import VARIABLES
-from muslin.kernel import netns
+from muslin.kernel import boot, netns
 from muslin.lab import cluster, state
 from muslin.store.ledger import Ledger
 
@@ -57,7 +56,7 @@ def journal(estate: Estate) -> list[str]:
 
 
 def resting(estate: Estate) -> int:
-    ledger = Ledger(state_of(estate) / "node.db", time.time)
+    ledger = Ledger(state_of(estate) / "node.db", boot.clock)
     try:
         return sum(usage.resting for usage in ledger.usage())
     finally:
@@ -94,14 +93,14 @@ def test_pods_deleted_while_no_agent_runs_are_gone_when_one_starts(
 def test_an_entry_that_appears_while_the_agent_runs_is_done_unless_its_pod_is_newer(
     estate: Estate, spaces: list[str]
 ) -> None:
-    before = time.time_ns()
+    before = boot.clock()
     for container, ns in zip("ab", spaces, strict=True):
         assert "ips" in estate.cni("ADD", "n1", container, ns)
-    for container, asked in (("a", time.time_ns()), ("b", before)):
+    for container, asked in (("a", boot.clock()), ("b", before)):
         call = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0"}
         body = b"".join(call.get(name, "").encode() + b"\0" for name in VARIABLES)
         body += b'{"cniVersion":"1.1.0","name":"storm","type":"muslin-cni"}'
-        hidden = state_of(estate) / "journal" / f".{asked:020}-{1:010}"
+        hidden = state_of(estate) / "journal" / f".{int(asked * 1e9):020}-{1:010}-{boot.identity()}"
         hidden.write_bytes(len(body).to_bytes(4, "big") + body)
         hidden.rename(hidden.with_name(hidden.name[1:]))
     until(lambda: not journal(estate))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -22,7 +21,7 @@ from muslin.agent import ground
 from muslin.agent.attach import Attachments
 from muslin.agent.ground import Ground
 from muslin.cni.protocol import Request
-from muslin.kernel import netlink, sysctl
+from muslin.kernel import boot, netlink, sysctl
 from muslin.kernel.linux import LinuxKernel
 from muslin.model import Host, Network, Pool, PortMapping, Rate, Wants
 from muslin.store.ledger import Ledger
@@ -36,7 +35,7 @@ NETWORK = Network(name="default", backend="hostgw", pools=("four", "six"))
 
 def opened(path: Path) -> Ledger:
     """A node.db whose node holds one block of each family."""
-    ledger = Ledger(path, time.time)
+    ledger = Ledger(path, boot.clock)
     ledger.hold(ip_network("10.0.0.0/26"), POOLS[0])
     ledger.hold(ip_network("fd00::40/122"), POOLS[1])
     host = Host(uplink="eth0")

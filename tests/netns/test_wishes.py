@@ -10,7 +10,7 @@ import pytest
 from dying import WANTS, opened, request
 
 from muslin.agent.attach import Attachments
-from muslin.errors import CheckFailed, KernelError, Taken
+from muslin.errors import CheckFailed, NotReady, Taken, Unavailable
 from muslin.kernel import netns
 from muslin.kernel.linux import LinuxKernel
 from muslin.model import Wants, device_name
@@ -37,9 +37,14 @@ def test_all_wishes_at_once(spaces: Spaces, tmp_path: Path) -> None:
     kernel, ledger = LinuxKernel(), opened(tmp_path / "node.db")
     attachments = Attachments(ledger, kernel)
     with netns.inside(node):
-        with pytest.raises(KernelError, match="nft table is not there yet"):
-            attachments.add(replace(asked, wants=WANTS))
+        for wants in (WANTS, Wants(ports=WANTS.ports), Wants(egress=WANTS.egress)):
+            with pytest.raises(NotReady, match="nft table is not there yet"):
+                attachments.add(replace(asked, wants=wants))
+        with pytest.raises(Unavailable, match="nft table is not there yet"):
+            attachments.status(replace(asked, verb="STATUS"))
+        assert kernel.observe() == frozenset()
         kernel.apply([Change("add", Ruleset(body=RULES))])
+        attachments.status(replace(asked, verb="STATUS"))
         made = attachments.add(asked)
         assert attachments.add(asked) == made
         attachments.check(replace(asked, verb="CHECK"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from errno import EEXIST, EIO
@@ -26,7 +27,8 @@ from muslin.errors import (
 from muslin.kernel.fake import FakeKernel
 from muslin.model import Host, Network, Pool, device_name
 from muslin.plan.diff import Change
-from muslin.plan.objects import Addr, Link, Neigh, Plan, Present, Route, Veth
+from muslin.plan.node import RULES
+from muslin.plan.objects import Addr, Link, Neigh, Plan, Present, Route, Ruleset, Veth
 from muslin.store.ledger import Ledger
 
 FOUR = Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=29)
@@ -341,11 +343,16 @@ def test_the_sweep_never_takes_a_live_pod_while_a_thousand_are_added(node: Node)
             node.attachments.sweep()
 
     sweeping = threading.Thread(target=sweep)
+    # SQLite's every step lets the other thread run, which by default keeps the interpreter for
+    # 5 ms: that was most of 30 s.  Shorter turns are also more ways to meet.
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0002)
     sweeping.start()
     try:
         for i in range(1000):
             node.add(f"r{i}")
     finally:
+        sys.setswitchinterval(before)
         done.set()
         sweeping.join()
     assert len(node.ledger.attachments()) == 1000
@@ -384,6 +391,7 @@ def test_gc_goes_on_past_a_failure_and_reports_it(node: Node) -> None:
 
 
 def test_status_says_why_an_add_would_fail(node: Node) -> None:
+    node.kernel.apply([Change("add", Ruleset(body=RULES))])
     node.attachments.status(node.request("STATUS"))
     for i in range(PODS):
         node.add(f"c{i}")
@@ -491,6 +499,32 @@ def test_a_reboot_releases_everything(node: Node) -> None:
     node.restarted().recover("boot-2")
     assert node.ledger.attachments() == []
     assert [u.used for u in node.ledger.usage()] == [0, 0]
+
+
+def test_the_sweep_tells_a_namespace_from_another_at_the_same_path(node: Node) -> None:
+    """As when the process in /proc/<pid>/ns/net has ended, and another has its number."""
+    node.add()
+    node.kernel.apply([Change("remove", Link(name=device_name("c1", "eth0"), kind=Veth()))])
+    node.clock.now += attach.GRACE + 1
+    another_namespace(node)
+    node.attachments.sweep()
+    assert node.ledger.attachments() == []
+
+
+def test_gc_tells_a_namespace_from_another_at_the_same_path(node: Node) -> None:
+    node.add()
+    node.inhabited.add(another_namespace(node))
+    node.clock.now += 1
+    node.attachments.gc(node.request("GC", valid_attachments=()))
+    assert node.ledger.attachments() == []
+
+
+def another_namespace(node: Node) -> str:
+    """Put one where c1's was."""
+    path = Path(node.request().netns)
+    other = path.with_name("another")
+    other.touch()  # while the first is there: a file system may give its number out again
+    return str(other.replace(path))
 
 
 def test_the_sweep_waits_for_two_signs_and_the_grace(node: Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -13,17 +14,20 @@ import pytest
 from muslin.agent import ground
 from muslin.agent.attach import Attachments
 from muslin.agent.ground import Ground
-from muslin.agent.journal import BAD, MAX_BAD, replay
+from muslin.agent.journal import BAD, MAX_BAD, Waiting, replay, waiting
+from muslin.cni import plugin
 from muslin.cni.environment import VARIABLES
 from muslin.cni.protocol import Request
 from muslin.errors import KernelError, MuslinError, NotReady
+from muslin.kernel import boot
 from muslin.kernel.fake import FakeKernel
 from muslin.model import Host, Network, Pool
 from muslin.plan.objects import Link, Present
 from muslin.store.ledger import Ledger
 
 CONFIG = b'{"cniVersion":"1.0.0","name":"muslin","type":"muslin-cni"}'
-NOW = 1_800_000_000.0
+NOW = 1_800_000_000.0  # after the boot
+OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
 POOL = Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=29)
 NETWORK = Network(name="default", backend="hostgw", pools=("four",))
 
@@ -37,10 +41,18 @@ def framed(content: bytes) -> bytes:
     return len(content).to_bytes(4, "big") + content
 
 
-def leave(directory: Path, content: bytes, *, at: float = NOW, process: int = 1) -> Path:
+def leave(
+    directory: Path,
+    content: bytes,
+    *,
+    at: float = NOW,
+    process: int = 1,
+    boot_id: str = boot.identity(),
+) -> Path:
     """An entry as the plugin leaves it."""
     directory.mkdir(exist_ok=True)
-    path = directory / f"{round(at * 1e9):020}-{process:010}"
+    name = f"{round(at * 1e9):020}-{process:010}-{boot_id}"
+    path = directory / name.removesuffix("-")
     path.write_bytes(content)
     return path
 
@@ -131,6 +143,18 @@ def test_what_is_no_file_of_roots_is_set_aside(journal: Path, deleter: Deleter) 
     assert real.exists()
 
 
+def test_what_waits_is_counted_without_what_is_unfinished_or_bad(journal: Path) -> None:
+    assert waiting(journal) == Waiting(0, 0.0)
+    for number in (3, 1, 2):
+        leave(journal, b"", at=NOW + number)
+    (journal / f".{1:020}-{1:010}").touch()
+    (journal / BAD).mkdir()
+    assert waiting(journal, lambda: NOW + 11) == Waiting(3, 10.0)
+    assert waiting(journal, lambda: NOW).oldest == 0  # a clock that was set back
+    assert replay(journal, Deleter()) == 0  # all bad
+    assert waiting(journal) == Waiting(0, 0.0)
+
+
 def test_an_entry_of_another_user_is_set_aside(
     journal: Path, deleter: Deleter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,8 +243,7 @@ def test_an_unfinished_entry_is_never_done_and_goes_when_its_writer_must_be_dead
     journal: Path, deleter: Deleter, age: float, left: int
 ) -> None:
     entry = leave(journal, framed(body()))
-    hidden = entry.rename(journal / f".{entry.name}")
-    os.utime(hidden, (NOW, NOW))
+    entry.rename(journal / f".{entry.name}")
     assert replay(journal, deleter, clock=lambda: NOW + age) == 0
     assert deleter.deleted == []
     assert len(os.listdir(journal)) == left
@@ -255,7 +278,7 @@ class Node:
 
     def replay(self, at: float) -> None:
         self.now = at
-        assert replay(self.journal, self.attachments) == 0
+        assert replay(self.journal, self.attachments, lambda: self.now) == 0
         assert not [name for name in os.listdir(self.journal) if name != BAD]
         self.attachments.reap()
 
@@ -308,13 +331,42 @@ def test_an_add_that_finds_everything_in_place_is_newer_than_the_del_before_it(n
     assert node.pods == ["c1"]
 
 
-def test_a_clock_set_back_after_the_add_keeps_the_pod_rather_than_taking_a_wrong_one(
-    node: Node,
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_a_wall_clock_that_is_set_between_them_changes_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
+    """The plugin's own clock against the agent's, as both are without a test."""
+    node.attachments = Attachments(node.ledger, node.kernel)
+    node.journal.mkdir()
+    monkeypatch.setattr(plugin, "JOURNAL", str(node.journal))
+    real = time.time_ns
+    node.add(boot.clock())
+    monkeypatch.setattr(time, "time_ns", lambda: real() + int(step * 1e9))
+    plugin.journal(framed(body()))
+    node.replay(boot.clock())
+    assert node.pods == []  # younger than the ADD
+    plugin.journal(framed(body()))
+    node.add(boot.clock())
+    node.replay(boot.clock())
+    assert node.pods == ["c1"]  # older than the ADD
+
+
+def test_what_was_left_in_a_former_boot_spares_every_pod_of_this_one(node: Node) -> None:
     node.add(NOW)
-    leave(node.journal, framed(body()), at=NOW - 3600)
-    node.replay(NOW - 3600)
-    assert node.pods == ["c1"]  # GC and the sweep will find it
+    leave(node.journal, framed(body()), at=NOW + 10, boot_id=OTHER_BOOT)
+    node.replay(NOW + 20)
+    assert node.pods == ["c1"]
+
+
+@pytest.mark.parametrize(("later", "left"), [(-1, ["c1"]), (1, [])])
+def test_an_entry_of_a_plugin_from_before_is_named_by_the_wall_clock(
+    node: Node, monkeypatch: pytest.MonkeyPatch, later: float, left: list[str]
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: node.now + 500_000_000)
+    node.add(NOW)
+    leave(node.journal, framed(body()), at=NOW + 500_000_000 + later, boot_id="")
+    node.replay(NOW + 20)
+    assert node.pods == left
 
 
 def test_the_comparison_waits_for_an_add_in_progress(node: Node) -> None:

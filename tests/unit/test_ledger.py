@@ -14,7 +14,8 @@ import pytest
 
 from muslin.errors import ConfigError, Conflict, Exhausted, NotReady
 from muslin.model import Address, Pool, Prefix
-from muslin.store.ledger import LAYOUT, Ledger
+from muslin.store.layout import LAYOUT
+from muslin.store.ledger import Ledger
 
 FOUR = Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=29)
 SIX = Pool(name="six", cidr=ip_network("fd00::/64"), block=124)
@@ -109,12 +110,13 @@ def test_a_freed_address_rests_for_its_pools_cooldown(ledger: Ledger, clock: Clo
     assert texts(claim(ledger, "d")) == ["10.0.0.12"]
 
 
-def test_a_clock_set_back_does_not_lock_addresses_away(ledger: Ledger, clock: Clock) -> None:
+def test_times_of_a_former_boot_do_not_lock_addresses_away(ledger: Ledger, clock: Clock) -> None:
     hold(ledger)
     for i in range(6):
         claim(ledger, f"c{i}")
     ledger.release("c0", "eth0")
-    clock.now -= 86400
+    clock.now -= 86400  # `new_boot` has not been called yet
+    assert ledger.usage()[0].resting == 0
     assert texts(claim(ledger, "d")) == ["10.0.0.9"]
 
 
@@ -197,6 +199,62 @@ def test_another_boot_releases_everything_and_the_first_takes_note_only(
     assert [a.container for a in ledger.new_boot("boot-2")] == ["c"]
     assert ledger.attachments() == []
     assert [u.resting for u in ledger.usage()] == [1]
+
+
+def test_another_boots_clock_begins_anew_and_a_rest_goes_on_from_there(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """Nobody knows how long the machine was off: what still rested rests on, the others do not."""
+    ledger.new_boot("boot-1")
+    hold(ledger)
+    for i in range(6):
+        claim(ledger, f"c{i}")
+    for i, moment in enumerate((0, 25, 5)):
+        clock.now += moment
+        ledger.release(f"c{i}", "eth0")  # .9, 25 s later .10, 5 s later .11
+    for i in range(3, 6):
+        ledger.release(f"c{i}", "eth0")
+    clock.now = 3.0
+    ledger.new_boot("boot-2")
+    assert ledger.usage()[0].resting == 5
+    assert texts(claim(ledger, "d")) == ["10.0.0.9"]
+    with pytest.raises(Exhausted, match="5 resting"):
+        claim(ledger, "e")
+    clock.now += 25.1
+    assert texts(claim(ledger, "e")) == ["10.0.0.10"]
+
+
+def test_a_file_of_layout_1_is_brought_up_and_its_times_with_it(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its times were the wall clock's."""
+    path, unix = tmp_path / "node.db", 1_800_000_000.0
+    older = Ledger(path, clock)
+    clock.now = unix
+    older.new_boot("boot-1")
+    hold(older)
+    for i in range(6):
+        claim(older, f"c{i}")
+    older.release("c0", "eth0")
+    older.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE attachment DROP COLUMN netns_id")
+        db.execute("PRAGMA user_version=1")
+    clock.now = 500.0
+    monkeypatch.setattr("time.time", lambda: unix + 20)
+    for _ in range(2):
+        ledger = Ledger(path, clock)
+        assert {a.since for a in ledger.attachments()} == {480.0}
+        assert {a.netns_id for a in ledger.attachments()} == {""}
+        assert ledger.usage()[0].resting == 1
+        ledger.close()
+    ledger = Ledger(path, clock)
+    clock.now += 10.1
+    assert ledger.claim(
+        "d", "eth0", netns="/n", conf="m", network="net", mtu=1450, pools=(FOUR,), netns_id="4:7"
+    ).addresses == (ip_address("10.0.0.9"),)
+    assert [a.netns_id for a in ledger.attachments()][-1] == "4:7"
+    ledger.close()
 
 
 def test_an_adopted_address_is_given_to_nobody(ledger: Ledger) -> None:

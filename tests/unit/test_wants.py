@@ -10,7 +10,7 @@ from test_attach import FOUR, NETWORK, Node, node
 
 from muslin.agent import mapped
 from muslin.agent.attach import Attachments
-from muslin.errors import KernelError, RequestError, Taken
+from muslin.errors import KernelError, NotReady, RequestError, Taken, Unavailable
 from muslin.model import PortMapping, Rate, Wants, device_name
 from muslin.plan.diff import Change
 from muslin.plan.node import RULES
@@ -68,6 +68,24 @@ def test_an_add_with_ports_and_limits_and_its_delete(node: Node) -> None:
 
 def localnet(dev: str) -> Sysctl:
     return Sysctl(name=f"net/ipv4/conf/{dev}/route_localnet", value="1")
+
+
+def test_without_the_nodes_table_an_add_that_needs_it_is_told_to_come_again(node: Node) -> None:
+    """After a boot, until the sync loop's first pass; and the runtime hears it from STATUS."""
+    node.attachments.status(node.request("STATUS"))
+    node.kernel.apply([Change("remove", Ruleset(body=RULES))])
+    with pytest.raises(Unavailable, match="nft table is not there yet"):
+        node.attachments.status(node.request("STATUS"))
+    for wants in (HTTP, Wants(egress=Rate(rate=2_500_000, burst=250_000))):
+        with pytest.raises(NotReady, match="nft table is not there yet") as caught:
+            node.attachments.add(node.request(wants=wants))
+        assert (caught.value.cni_code, caught.value.retry) == (11, True)
+        assert node.ledger.attachments() == []
+        assert node.kernel.observe() == frozenset()
+    node.attachments.add(node.request(container="plain"))
+    node.kernel.apply([Change("add", Ruleset(body=RULES))])
+    node.attachments.status(node.request("STATUS"))
+    node.attachments.add(node.request(wants=HTTP))
 
 
 def test_check_names_a_mapping_that_is_missing(node: Node) -> None:

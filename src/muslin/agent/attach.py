@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EEXIST
+from errno import EEXIST, ENOENT
 
 from muslin import backend
 from muslin.agent import ground, mapped
@@ -39,11 +39,11 @@ from muslin.errors import (
     Taken,
     Unavailable,
 )
-from muslin.kernel import Kernel, netns
+from muslin.kernel import Kernel, boot, netns
 from muslin.log import log
 from muslin.model import Nic, device_name, is_pod_device
 from muslin.plan.diff import Change, diff
-from muslin.plan.objects import Link, Neigh, Object, Plan, Veth, holds
+from muslin.plan.objects import InTable, Link, Neigh, Object, Plan, Veth, holds
 from muslin.plan.pod import GATEWAY, HOST_MAC, host_side
 from muslin.plan.render import words
 from muslin.store.ledger import Attachment, Ledger
@@ -66,7 +66,7 @@ class Attachments:
         ledger: Ledger,
         kernel: Kernel,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = boot.clock,
         refill: Callable[[], None] = lambda: None,
         inhabited: Callable[[str], bool] = netns.inhabited,
     ) -> None:
@@ -95,8 +95,8 @@ class Attachments:
                     return _attached(nic)
             if before:
                 self._undo(before.container, before.ifname)
-            _refuse_own_namespace(request.netns)
-            claimed = self._claim(request, where)  # durable before visible
+            netns_id = _foreign(request.netns)
+            claimed = self._claim(request, where, netns_id)  # durable before visible
             nic = _nic(claimed, where)
             try:
                 self._make(backend.load(where.network).nic(nic))
@@ -163,7 +163,7 @@ class Attachments:
             known = (found.container, found.ifname) in valid
             if known or found.conf != request.name or found.since >= began:
                 continue
-            if found.state == "ready" and self._inhabited(found.netns):
+            if found.state == "ready" and _is_there(found) and self._inhabited(found.netns):
                 log.warning("cni.not_collected", container=found.container, why="in use")
                 continue
             try:
@@ -183,6 +183,8 @@ class Attachments:
             where = ground.find(self._ledger, request.network)
         except NotReady as e:
             raise Unavailable(e.message, hint=e.hint) from e
+        if not mapped.has_table(self._kernel):
+            raise Unavailable(mapped.NO_TABLE, hint=mapped.WHEN)
         usage = {u.pool: u for u in self._ledger.usage()}
         for version in sorted({p.cidr.version for p in where.pools}):
             names = [p.name for p in where.pools if p.cidr.version == version]
@@ -262,7 +264,7 @@ class Attachments:
         devices = {o.name for o in self._kernel.observe() if isinstance(o, Link)}
         for found in self._ledger.attachments():
             old = self._clock() - found.since > GRACE
-            if old and found.dev not in devices and not os.path.exists(found.netns):
+            if old and found.dev not in devices and not _is_there(found):
                 log.info("attachment.swept", container=found.container, ifname=found.ifname)
                 with self._alone(found.container, found.ifname):
                     self._undo(found.container, found.ifname)
@@ -279,7 +281,7 @@ class Attachments:
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────
 
-    def _claim(self, request: Request, where: Ground) -> Attachment:
+    def _claim(self, request: Request, where: Ground, netns_id: str) -> Attachment:
         """Addresses for a new attachment, waiting a little for another block where one may come."""
         deadline, tried = time.monotonic() + PATIENCE, False
         while True:
@@ -293,6 +295,7 @@ class Attachments:
                     mtu=where.mtu,
                     pools=where.pools,
                     wants=request.wants,
+                    netns_id=netns_id,
                 )
             except Taken:
                 if tried:
@@ -312,6 +315,9 @@ class Attachments:
         try:
             self._kernel.apply(diff(plan, frozenset()))
         except KernelError as e:
+            needs_table = any(isinstance(o, InTable) for o in plan)
+            if e.errno == ENOENT and needs_table and not mapped.has_table(self._kernel):
+                raise NotReady(mapped.NO_TABLE, hint=mapped.WHEN) from e
             # The former pod's NIC in this namespace may be waiting for the reaper, or be in its
             # hands: `reap` returns when both have ended, however much was left for it to do.
             if e.errno != EEXIST:
@@ -366,11 +372,31 @@ def _attached(nic: Nic) -> Attached:
     return Attached(nic=nic, gateways=tuple(GATEWAY[v] for v in versions), host_mac=HOST_MAC)
 
 
-def _refuse_own_namespace(netns: str) -> None:
-    """A pod on the host's network has no NIC of its own; giving it one would change the host."""
+def _foreign(path: str) -> str:
+    """Which namespace is at `path`; RequestError if none, or the node's own.
+
+    A pod on the host's network has no NIC of its own; giving it one would change the host.
+    """
     try:
-        same = os.path.samefile(netns, "/proc/self/ns/net")
+        found, own = os.stat(path), os.stat("/proc/self/ns/net")
     except OSError as e:
-        raise RequestError(4, f"CNI_NETNS {netns}: {e.strerror}") from e
-    if same:
-        raise RequestError(4, f"CNI_NETNS {netns}: this is the node's own network namespace")
+        raise RequestError(4, f"CNI_NETNS {path}: {e.strerror}") from e
+    if os.path.samestat(found, own):
+        raise RequestError(4, f"CNI_NETNS {path}: this is the node's own network namespace")
+    return _text(found)
+
+
+def _is_there(found: Attachment) -> bool:
+    """Whether the attachment's namespace still is at its path.
+
+    Another may be: the process in /proc/<pid>/ns/net ended, and its number was given out again.
+    """
+    try:
+        now = _text(os.stat(found.netns))
+    except OSError:
+        return False
+    return found.netns_id in ("", now)  # a row of an older version does not know it
+
+
+def _text(netns: os.stat_result) -> str:
+    return f"{netns.st_dev}:{netns.st_ino}"

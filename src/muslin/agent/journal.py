@@ -2,8 +2,8 @@
 
 A DEL whose request lies in the journal was answered with success (`cni.plugin`),
 so nobody will ask again: an entry goes only when it is done or makes no sense.
-Entries are the plugin's request in a file named by time and process; a name
-that begins with a dot is not finished.
+Entries are the plugin's request in a file named by time, process and boot; a
+name that begins with a dot is not finished.
 
 No entry takes the NIC of a newer pod of the same container and interface:
 
@@ -15,9 +15,8 @@ No entry takes the NIC of a newer pod of the same container and interface:
    attachment's `since` is later than it; an ADD that finds all in place renews
    `since`.  `Attachments.delete` compares the two where no other call for the
    attachment can come between.
-3. Both are this machine's clock.  Set back after an ADD, it makes the DEL look
-   older: the attachment stays, for GC and the sweep to collect.  Only set back
-   between the DEL and the ADD of case 2 it would take the wrong one.
+3. Both are times since the machine started (kernel/boot.py), which nobody sets.
+   An entry of a former boot is older than all there is: nothing outlived it.
 """
 
 from __future__ import annotations
@@ -27,19 +26,23 @@ import re
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from muslin.agent.server import MAX_REQUEST, split
 from muslin.cni.protocol import Request, parse
 from muslin.errors import MuslinError, RequestError
+from muslin.kernel import boot
 from muslin.log import log
 
 BAD = "bad"  # the directory of what made no sense, for a person to look at
 MAX_BAD = 100
 ABANDONED = 60.0  # seconds after which the writer of an unfinished entry is dead
 
-_ENTRY = re.compile(r"(\d{20})-\d{10}")  # nanoseconds, process (shim.c, cni.plugin)
+# Nanoseconds since the boot, process, boot (shim.c, cni.plugin).  Without the last, the time is
+# Unix time: a plugin that was installed before layout 2 of node.db, and not since.
+_ENTRY = re.compile(r"(\d{20})-\d{10}(?:-([0-9a-f-]{36}))?")
 _UNFINISHED = re.compile(rf"\.{_ENTRY.pattern}")
 
 
@@ -49,7 +52,25 @@ class Deleter(Protocol):
     def delete(self, request: Request, *, before: float) -> None: ...
 
 
-def replay(directory: Path, attachments: Deleter, clock: Callable[[], float] = time.time) -> int:
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The DELs that nobody has done yet."""
+
+    count: int
+    oldest: float  # seconds since it was asked for; 0 where none waits
+
+
+def waiting(directory: Path, clock: Callable[[], float] = boot.clock) -> Waiting:
+    """What is in the journal now, by the names of its entries; a directory not there is empty."""
+    try:
+        names = map(_ENTRY.fullmatch, os.listdir(directory))
+        asked = [_asked(name, clock()) for name in names if name]
+    except OSError:
+        asked = []
+    return Waiting(len(asked), max(clock() - min(asked), 0.0) if asked else 0.0)
+
+
+def replay(directory: Path, attachments: Deleter, clock: Callable[[], float] = boot.clock) -> int:
     """Do what is in the journal, oldest first; how many entries are left for another call.
 
     Idempotent, and killed at any point it has lost nothing.  Never raises: an
@@ -63,15 +84,16 @@ def replay(directory: Path, attachments: Deleter, clock: Callable[[], float] = t
         return 0
     entries = []
     for name in names:
-        if _UNFINISHED.fullmatch(name):
-            _remove_abandoned(directory / name, clock() - ABANDONED)
+        if unfinished := _UNFINISHED.fullmatch(name):
+            if _asked(unfinished, clock()) < clock() - ABANDONED:
+                _remove_abandoned(directory / name)
         elif name != BAD and not name.startswith("."):
             entries.append(name)
     left, why = 0, ""
     for number, name in enumerate(entries):
         # Whatever is wrong with one entry, the agent starts and the others are done.
         try:
-            _replay(directory / name, attachments)
+            _replay(directory / name, attachments, clock())
         except Exception as e:
             why = why or f"{name}: {type(e).__name__}: {e}"
             left += 1
@@ -83,9 +105,9 @@ def replay(directory: Path, attachments: Deleter, clock: Callable[[], float] = t
     return left
 
 
-def _replay(path: Path, attachments: Deleter) -> None:
+def _replay(path: Path, attachments: Deleter, now: float) -> None:
     try:
-        asked, request = _read(path)
+        asked, request = _read(path, now)
     except FileNotFoundError:
         return  # a person tidied up
     except RequestError as e:
@@ -97,7 +119,15 @@ def _replay(path: Path, attachments: Deleter) -> None:
     log.info("journal.done", container=request.container, ifname=request.ifname)
 
 
-def _read(path: Path) -> tuple[float, Request]:
+def _asked(name: re.Match[str], now: float) -> float:
+    """When, by this boot's clock; 0 for whatever comes from a former boot."""
+    time_, of = int(name[1]) / 1e9, name[2]
+    if of is None:
+        return max(time_ - (time.time() - now), 0.0)
+    return time_ if of == boot.identity() else 0.0
+
+
+def _read(path: Path, now: float) -> tuple[float, Request]:
     """When an entry was asked for, and what; RequestError if it is none."""
     name = _ENTRY.fullmatch(path.name)
     if not name:
@@ -114,7 +144,7 @@ def _read(path: Path) -> tuple[float, Request]:
     request = parse(*split(body))
     if request.verb != "DEL":
         raise RequestError(6, f"{request.verb} instead of DEL")
-    return int(name[1]) / 1e9, request
+    return _asked(name, now), request
 
 
 def _set_aside(path: Path) -> None:
@@ -126,11 +156,10 @@ def _set_aside(path: Path) -> None:
         (aside / name).unlink()
 
 
-def _remove_abandoned(path: Path, before: float) -> None:
+def _remove_abandoned(path: Path) -> None:
     try:
-        if path.lstat().st_mtime < before:
-            path.unlink()
-            log.info("journal.abandoned", entry=path.name)
+        path.unlink()
+        log.info("journal.abandoned", entry=path.name)
     except FileNotFoundError:
         pass  # finished, and renamed
     except OSError as e:

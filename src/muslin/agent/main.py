@@ -25,12 +25,13 @@ from muslin import config as settings
 from muslin.agent.supervise import EX_CONFIG
 from muslin.config import Config
 from muslin.errors import ConfigError, MuslinError
+from muslin.kernel import boot
 from muslin.kernel.linux import LinuxKernel
 from muslin.log import log
 from muslin.store.ledger import Ledger
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 REPLAY = 5.0  # seconds between two looks for DELs whose plugin found nobody
+GARBAGE = 50_000  # objects between two collections; a call makes 400, hardly one in a cycle
 LOCK_WAIT = 20.0  # seconds for a part of a former agent to be gone
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
         config = settings.load(Path(rest[1]) if rest[:1] == ["--config"] else None)
         log.set_level(config.log_level)
         with _only_one(Path(config.state_dir), part):
-            ledger = Ledger(config.ledger, time.time)
+            ledger = Ledger(config.ledger, boot.clock)
             try:
                 parts[part](config, ledger)
             finally:
@@ -68,7 +69,7 @@ def serve_cni(config: Config, ledger: Ledger) -> None:
     wanted = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, wanted)  # before any thread is made
     attachments = Attachments(ledger, LinuxKernel(), refill=ledger.ring)
-    attachments.recover(BOOT_ID.read_text().strip())
+    attachments.recover(boot.identity())
     replay(config.journal_dir, attachments)  # before any ADD can come
     stop = threading.Event()
     reaper = threading.Thread(target=attachments.reap_until, args=(stop,), name="reaper")
@@ -76,6 +77,7 @@ def serve_cni(config: Config, ledger: Ledger) -> None:
     server.start()
     reaper.start()
     gc.freeze()  # what is there now stays: collections need not look at it
+    gc.set_threshold(GARBAGE)
     log.info("agent.started", part="cni", node=config.node, pid=os.getpid())
     try:
         while signal.sigtimedwait(wanted, REPLAY) is None:

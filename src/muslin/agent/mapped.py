@@ -33,6 +33,21 @@ from muslin.plan.objects import (
 )
 from muslin.store.ledger import Attachment, Ledger
 
+NO_TABLE = "the node's nft table is not there yet"
+WHEN = "the sync loop's next pass makes it: `muslin status` says what it waits for"
+
+
+def has_table(kernel: Kernel) -> bool:
+    """Whether there is something to put a pod's elements into.
+
+    There is none from a boot to the sync loop's first pass, and after somebody
+    flushed everything.  An ADD could make one, without the node's elements.
+    But what else a pod needs of its node comes with the same pass: forwarding
+    on the uplink, the guard, the tunnel.  So STATUS says that the node is not
+    ready, and an ADD that comes all the same and needs the table shall come again.
+    """
+    return any(isinstance(o, Ruleset) for o in kernel.observe())
+
 
 def wanted(ledger: Ledger) -> Plan:
     """Everything of pods that are there or coming."""

@@ -23,7 +23,8 @@ when several hundred pods start together.
 A DEL that no agent answers has still succeeded, once its request lies in the
 journal: a runtime that may not forget a pod keeps it for as long as the agent
 is away.  The entry is the request as it would have gone over the socket, in a
-file named by the time, which is renamed into place when it is on the disk.
+file that is renamed into place when it is on the disk.  Its name says when, by
+the clock that nobody sets (kernel/boot.py), and in which boot that clock began.
 Where that cannot be had (no room, too many) the answer is "try again later".
 What becomes of entries is in `agent.journal`, which also makes the directory.
 """
@@ -38,6 +39,7 @@ SOCKET = "/run/muslin/cni.sock"
 # addresses; kubelet gives a pod sandbox 4 minutes, so the reason arrives before its deadline.
 DEADLINE = 60
 JOURNAL = "/var/lib/muslin/journal"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 VERSION_DEADLINE = 2  # a runtime asks at its start, when the agent may not be there
 VERSION = b'{"cniVersion":"1.1.0","supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}'
 VARIABLES = (
@@ -192,7 +194,7 @@ def journal(request: bytes) -> None:
     """Leave the request for the agent's next start, whole and durable; OSError if it cannot."""
     if len(posix.listdir(JOURNAL)) >= MAX_ENTRIES:
         raise OSError(122, "full")  # EDQUOT
-    name = f"{time.time_ns():020}-{posix.getpid():010}"
+    name = f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME):020}-{posix.getpid():010}-{boot_id()}"
     directory = posix.open(JOURNAL, posix.O_RDONLY | posix.O_DIRECTORY)
     hidden = "." + name
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL
@@ -206,6 +208,15 @@ def journal(request: bytes) -> None:
         posix.unlink(hidden, dir_fd=directory)
         raise
     posix.fsync(directory)
+
+
+def boot_id() -> str:
+    """Which boot this is: 36 characters."""
+    file = posix.open(BOOT_ID, posix.O_RDONLY)
+    try:
+        return posix.read(file, 36).decode()
+    finally:
+        posix.close(file)
 
 
 def error_object(failed: Failed) -> bytes:

@@ -39,6 +39,8 @@
 #define MAX_CONFIG (1 << 20) /* bytes of standard input; one more is sent on, to be refused */
 #define MAX_ANSWER (4 << 20)
 #define MAX_ENTRIES 4096 /* names in the journal */
+#define BOOT_ID "/proc/sys/kernel/random/boot_id"
+#define BOOT_ID_SIZE 36
 #define VERSION_DEADLINE 2000000 /* microseconds; the agent may not be there yet */
 #define TICK 100000 /* microseconds from signal to signal after the deadline */
 
@@ -218,11 +220,19 @@ static int ask(int fd, size_t *size)
 	return code;
 }
 
+/* Which boot this is; or false and errno. */
+static bool read_boot_id(char *to)
+{
+	int fd = open(BOOT_ID, O_RDONLY | O_CLOEXEC); /* our end, in a moment, closes it */
+
+	return fd >= 0 && read(fd, to, BOOT_ID_SIZE) == BOOT_ID_SIZE;
+}
+
 /* Leave the request for the agent's next start, whole and durable; or false and errno. */
 static bool write_entry(DIR *directory)
 {
 	int fd, in = dirfd(directory), names = -2; /* "." and ".." */
-	char hidden[40];
+	char hidden[96], boot[BOOT_ID_SIZE + 1] = "";
 	struct timespec now;
 	bool written;
 
@@ -231,9 +241,11 @@ static bool write_entry(DIR *directory)
 			errno = EDQUOT;
 			return false;
 		}
-	clock_gettime(CLOCK_REALTIME, &now);
-	snprintf(hidden, sizeof(hidden), ".%020llu-%010ld",
-		 now.tv_sec * 1000000000ULL + now.tv_nsec, (long)getpid());
+	if (!read_boot_id(boot))
+		return false;
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	snprintf(hidden, sizeof(hidden), ".%020llu-%010ld-%s",
+		 now.tv_sec * 1000000000ULL + now.tv_nsec, (long)getpid(), boot);
 	fd = openat(in, hidden, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return false;

@@ -18,7 +18,7 @@ skipped.  A batch never holds two events for one key.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Self
 
@@ -103,7 +103,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def watch(self, prefix: str) -> AsyncIterator[tuple[Event, ...]]:
+    def watch(self, prefix: str) -> AsyncGenerator[tuple[Event, ...], None]:
         """Follow `prefix` for ever: the whole state first (perhaps empty), then what changes.
 
         Survives a store that goes away: it reconnects with backoff and jitter

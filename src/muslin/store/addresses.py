@@ -40,7 +40,7 @@ def next_free(
         "SELECT a.address, a.block FROM address a JOIN block b ON b.cidr = a.block"  # noqa: S608
         f" WHERE a.dev IS NULL AND b.held = 1 AND b.version = ? AND b.pool IN ({marks})"
         " AND (a.freed <= ? - b.cooldown OR a.freed > ?) ORDER BY a.position LIMIT 1",
-        # A clock set back leaves `freed` in the future; such an address has rested enough.
+        # A time to come is a former boot's (`Ledger.new_boot`); such an address has rested enough.
         (version, *pools, now, now + 1),
     ).fetchone()
     if row is None:

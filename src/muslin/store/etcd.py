@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -93,7 +93,7 @@ class EtcdStore(Store):
             raise Conflict(key)
         return False
 
-    async def watch(self, prefix: str) -> AsyncIterator[tuple[Event, ...]]:
+    async def watch(self, prefix: str) -> AsyncGenerator[tuple[Event, ...], None]:
         mirror = Mirror()
         pauses = waits(self._uniform)
         while not self._members.closed.is_set():

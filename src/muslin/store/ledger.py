@@ -12,6 +12,9 @@ and the sync loop and by nothing else.  The rules it keeps:
 *  `synchronous=NORMAL`: every commit survives the death of the process.  A
    power cut may lose the last ones, but it ends the pods as well
    (`new_boot`).
+*  Times are seconds since the machine started (kernel/boot.py): rows of one
+   boot compare whatever happens to the wall clock, and `new_boot` sees to
+   those of a former one.
 
 An attachment is `adding` from claim until the kernel holds it, then `ready`,
 then `deleting` until nothing answers to its addresses.  What is found in the
@@ -25,10 +28,13 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -43,55 +49,10 @@ from muslin.model import (
     device_name,
     encode,
 )
-from muslin.store import addresses, ports, wal
+from muslin.store import addresses, layout, ports, wal
 from muslin.store.addresses import size_of, unpack, usable
 
-LAYOUT = 1
 BUSY = 5.0  # seconds to wait for the other process
-SCHEMA = """
-CREATE TABLE block (
-    cidr     TEXT PRIMARY KEY,
-    pool     TEXT NOT NULL,
-    version  INTEGER NOT NULL CHECK (version IN (4, 6)),
-    held     INTEGER NOT NULL,            -- 0: lost or given back, no new address comes from it
-    next     BLOB NOT NULL,               -- the lowest address never given out
-    last     BLOB NOT NULL,               -- the highest that may be
-    skip     TEXT NOT NULL,               -- JSON: prefixes excluded from it
-    cooldown REAL NOT NULL
-) STRICT;
-CREATE TABLE attachment (
-    dev       TEXT PRIMARY KEY,           -- the host end; derived from the next two
-    container TEXT NOT NULL,
-    ifname    TEXT NOT NULL,
-    netns     TEXT NOT NULL,
-    conf      TEXT NOT NULL,              -- the name in the runtime's configuration: GC's scope
-    network   TEXT NOT NULL,
-    mtu       INTEGER NOT NULL,
-    state     TEXT NOT NULL CHECK (state IN ('adding', 'ready', 'deleting')),
-    since     REAL NOT NULL,
-    wants     TEXT NOT NULL,              -- JSON of model.Wants: {} for nothing
-    UNIQUE (container, ifname)
-) STRICT;
-CREATE TABLE port (                       -- of the node, each leading to one pod
-    version  INTEGER NOT NULL,
-    protocol TEXT NOT NULL,
-    number   INTEGER NOT NULL,
-    ip       BLOB NOT NULL,               -- packed, of the node; empty: any
-    dev      TEXT NOT NULL REFERENCES attachment (dev) ON DELETE CASCADE,
-    PRIMARY KEY (version, protocol, number, ip)
-) STRICT;
-CREATE INDEX port_by_dev ON port (dev);
-CREATE TABLE address (
-    address  BLOB PRIMARY KEY,            -- packed: 4 or 16 bytes
-    block    TEXT REFERENCES block (cidr),  -- NULL: adopted before its block was held again
-    dev      TEXT,                        -- NULL: free and resting
-    position INTEGER NOT NULL,            -- of the pod's addresses; when free, the order of freeing
-    freed    REAL
-) STRICT;
-CREATE INDEX address_by_dev ON address (dev) WHERE dev IS NOT NULL;
-CREATE INDEX address_free ON address (block, position) WHERE dev IS NULL;
-CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-"""
 
 State = Literal["adding", "ready", "deleting"]
 
@@ -111,6 +72,7 @@ class Attachment:
     since: float
     wants: Wants
     addresses: tuple[Address, ...]
+    netns_id: str = ""  # `netns.identity` of it when it was claimed; empty: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +118,7 @@ class Ledger:
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA foreign_keys=ON")
         with self._transaction() as db:
-            layout = db.execute("PRAGMA user_version").fetchone()[0]
-            if layout > LAYOUT:
-                hint = (
-                    "install that version of muslin again, or drain the node and move the file away"
-                )
-                why = f"written by a newer version (layout {layout}, this is {LAYOUT})"
-                raise ConfigError(str(self._path), [why], hint=hint)
-            if layout == 0:
-                for statement in SCHEMA.split(";\n"):
-                    if statement.strip():
-                        db.execute(statement)
-                db.execute(f"PRAGMA user_version={LAYOUT}")
+            layout.bring_up(db, self._path, ahead=time.time() - self._clock())
 
     def ring(self) -> None:
         """Let whoever watches the file know that something is wanted of it."""
@@ -263,8 +214,9 @@ class Ledger:
                 "SELECT pool, cidr, skip,"
                 " (SELECT count(*) FROM address a WHERE a.block = cidr AND dev IS NOT NULL),"
                 " (SELECT count(*) FROM address a WHERE a.block = cidr AND dev IS NULL"
-                "  AND freed > ? - cooldown) FROM block WHERE held = 1",
-                (self._clock(),),
+                "  AND freed > :now - cooldown AND freed <= :now + 1)"  # as addresses.next_free
+                " FROM block WHERE held = 1",
+                {"now": self._clock()},
             ).fetchall()
         found: dict[str, Usage] = {}
         for pool, cidr, skip, used, resting in rows:
@@ -279,7 +231,7 @@ class Ledger:
 
     def claim(
         self, container: str, ifname: str, *, netns: str, conf: str, network: str, mtu: int,
-        pools: Sequence[Pool], wants: Wants = NOTHING,
+        pools: Sequence[Pool], wants: Wants = NOTHING, netns_id: str = "",
     ) -> Attachment:  # fmt: skip
         """Give a new attachment one address of each IP version its pools have, durably.
 
@@ -289,12 +241,14 @@ class Ledger:
         Nothing is changed then.  The attachment must be new.
         """
         now, dev = self._clock(), device_name(container, ifname)
+        wished = encode(wants).decode()
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, 'adding', ?, ?)",
-                (dev, container, ifname, netns, conf, network, mtu, now, encode(wants).decode()),
+                "INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, 'adding', ?, ?, ?)",
+                (dev, container, ifname, netns, conf, network, mtu, now, wished, netns_id),
             )
             versions = sorted({p.cidr.version for p in pools})
+            given: list[Address] = []
             ports.take(db, dev, wants.ports, versions)
             for strange in (a for a in wants.ips if a.version not in versions):
                 why = f"address {strange}: network {network} has no IPv{strange.version} pool"
@@ -312,9 +266,21 @@ class Ledger:
                     " WHERE dev IS NULL",
                     (address, block, dev, position),
                 )
-        found = self.find(container, ifname)
-        assert found is not None
-        return found
+                given.append(unpack(address))
+        return Attachment(
+            dev=dev,
+            container=container,
+            ifname=ifname,
+            netns=netns,
+            conf=conf,
+            network=network,
+            mtu=mtu,
+            state="adding",
+            since=now,
+            wants=wants,
+            addresses=tuple(given),
+            netns_id=netns_id,
+        )
 
     def ready(self, container: str, ifname: str) -> None:
         """The kernel holds the attachment, and its runtime wants it as of now."""
@@ -386,7 +352,7 @@ class Ledger:
 
     def attachments(self) -> list[Attachment]:
         """Every attachment, oldest first."""
-        return self._select("ORDER BY since, dev")
+        return self._select("")
 
     def wanting(self) -> list[Attachment]:
         """The attachments that asked for anything beyond an address: few, and found fast."""
@@ -398,25 +364,27 @@ class Ledger:
             return {d for (d,) in self._db.execute("SELECT dev FROM address WHERE dev IS NOT NULL")}
 
     def _select(self, where: str, *arguments: str) -> list[Attachment]:
-        columns = "dev, container, ifname, netns, conf, network, mtu, state, since, wants"
+        # One statement: each lets another thread of ours run, and it has the lock all the while.
+        columns = "dev, container, ifname, netns, conf, network, mtu, state, since, netns_id, wants"
+        query = (
+            f"SELECT {columns}, address FROM attachment LEFT JOIN address USING (dev)"  # noqa: S608
+            f" {where} ORDER BY since, dev, position"
+        )
         with self._lock:
-            query = f"SELECT {columns} FROM attachment {where}"  # noqa: S608 - fixed words
             rows = self._db.execute(query, arguments).fetchall()
-            found = [
-                (row, self._db.execute(
-                    "SELECT address FROM address WHERE dev = ? ORDER BY position", (row[0],)
-                ).fetchall())
-                for row in rows
-            ]  # fmt: skip
-        names = [c.strip() for c in columns.split(",")]
-        return [
-            Attachment(
-                **dict(zip(names, row[:-1], strict=False)),
-                wants=decode(Wants, row[-1].encode(), subject="node.db: wants"),
-                addresses=tuple(unpack(a) for (a,) in addresses),
+        names = columns.split(", ")
+        found: list[Attachment] = []
+        for _, parts in groupby(rows, key=itemgetter(0)):
+            same = list(parts)
+            *values, wants, _ = same[0]
+            found.append(
+                Attachment(
+                    **dict(zip(names, values, strict=False)),
+                    wants=decode(Wants, wants.encode(), subject="node.db: wants"),
+                    addresses=tuple(unpack(row[-1]) for row in same if row[-1] is not None),
+                )
             )
-            for row, addresses in found
-        ]
+        return found
 
     # ── boots and facts ─────────────────────────────────────────────────────────────────────
 
@@ -430,9 +398,16 @@ class Ledger:
             return []
         gone = self.attachments() if known is not None else []
         if known is not None:
+            self._rest_from_now()
             self.release_all([*(a.dev for a in gone), *self.devices()])
         self.set_fact("boot_id", boot_id)
         return gone
+
+    def _rest_from_now(self) -> None:
+        """Times of a former boot become this one's, as if its last address had been freed now."""
+        with self._transaction() as db:
+            (last,) = db.execute("SELECT max(freed) FROM address").fetchone()
+            db.execute("UPDATE address SET freed = freed + ?", (self._clock() - (last or 0.0),))
 
     def fact(self, name: str) -> str | None:
         """What the sync loop last said of `name`, also in a former life of this node."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from muslin.errors import Conflict, NotReady
@@ -75,7 +75,7 @@ class MemoryStore(Store):
         self.tick()
         return True
 
-    async def watch(self, prefix: str) -> AsyncIterator[tuple[Event, ...]]:
+    async def watch(self, prefix: str) -> AsyncGenerator[tuple[Event, ...], None]:
         mirror = Mirror()
         bell = asyncio.Event()
         self._bells.add(bell)

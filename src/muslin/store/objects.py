@@ -14,7 +14,8 @@ report it.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from ipaddress import ip_network
 from typing import Generic, NamedTuple, TypeVar
 
@@ -95,17 +96,11 @@ class Objects:
         """Forget a value, also one that does not decode; say whether it was there."""
         return await self.store.delete(key_of(kind, name), if_revision=if_revision)
 
-    async def watch(self, kind: type[T], within: str = "") -> AsyncIterator[Update[T]]:
+    async def watch(self, kind: type[T], within: str = "") -> AsyncGenerator[Update[T], None]:
         """Follow a kind by the store's watcher rules; the first update is the whole state."""
-        prefix = prefix_of(kind, within)
-        batches = self.store.watch(prefix)
-        try:
+        async with aclosing(self.store.watch(prefix_of(kind, within))) as batches:
             async for batch in batches:
                 yield _update(kind, batch)
-        finally:
-            close = getattr(batches, "aclose", None)  # an iterator that is a generator
-            if close is not None:
-                await close()
 
 
 def name_of(value: Network | Pool | Node | Block) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ class SqliteStore(Store):
     async def delete(self, key: str, *, if_revision: int | None = None) -> bool:
         return await self._run(lambda: self._database.delete(key, if_revision))
 
-    async def watch(self, prefix: str) -> AsyncIterator[tuple[Event, ...]]:
+    async def watch(self, prefix: str) -> AsyncGenerator[tuple[Event, ...], None]:
         mirror = Mirror()
         bell = asyncio.Event()
         seen, due = -1, math.inf
