@@ -32,11 +32,12 @@ import pytest
 
 from muslin.agent.api import ask
 from muslin.errors import NotReady
-from muslin.kernel import netns
+from muslin.kernel import boot, netns
 from muslin.kernel.linux import LinuxKernel
 from muslin.lab import build, process, state
 from muslin.lab.boot import environment, socket_of
-from muslin.plan.objects import Link, Neigh, Route
+from muslin.plan.objects import Element, Plan, is_pods
+from muslin.store.ledger import Ledger
 
 CGROUPS = Path("/sys/fs/cgroup")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -278,13 +279,33 @@ class Machine:
 
     def traces(self) -> list[str]:
         """Everything that pods have left on the node."""
-        with netns.inside(netns.path_of(build.namespace(self.lab, self.node))):
-            observed = LinuxKernel().observe()
-        devices = (o for o in observed if isinstance(o, Link | Route | Neigh) and o.dev)
-        found = [str(o) for o in devices if str(o.dev).startswith("mu") and "." not in str(o.dev)]
+        memory = self.config.parent / "state"
+        ledger = Ledger(memory / "node.db", boot.clock)
+        try:
+            holders = ledger.devices()
+        finally:
+            ledger.close()
+        found = [str(o) for o in self._observed() if is_pods(o)]
         found += [f"node.db: {c}" for c in self.attachments()]
+        found += [f"node.db: an address of {dev}" for dev in holders]
+        found += [str(p) for p in _listed(memory / "journal")]
         found += [str(p) for p in _listed(self.path("/run/netns")) if p.name.startswith("cni-")]
         return found + [str(p) for p in _listed(self.path("/var/lib/cni/results"))]
+
+    def expect_no_traces(self, seconds: float = 5.0) -> None:
+        """Wait for the last DELs to be done; what is left then is said."""
+        deadline = time.monotonic() + seconds
+        while (left := self.traces()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert left == []
+
+    def ports(self) -> Plan:
+        """The elements of the node's table that lead to pods."""
+        return frozenset(o for o in self._observed() if isinstance(o, Element) and is_pods(o))
+
+    def _observed(self) -> Plan:
+        with netns.inside(netns.path_of(build.namespace(self.lab, self.node))):
+            return LinuxKernel().observe()
 
     def adds(self) -> list[float]:
         """Milliseconds of every ADD that succeeded, by the agent's own log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ pytestmark = [
 ]
 
 MANY = 20
+CROWD = int(os.environ.get("PODS", "200"))  # each takes 5 MB of the machine's memory
 
 
 @pytest.fixture
@@ -70,6 +72,22 @@ def test_many_pods_start_and_go_side_by_side(containerd: Containerd, far: Pod) -
             ping(machine, pod)
         list(many.map(lambda pod: containerd.remove_all([pod.id]), made))
     until(lambda: not machine.traces(), 5)
+    assert containerd.pods() == []
+    until(lambda: not machine.processes("containerd-shim-runc-v2"), 5)
+
+
+@pytest.mark.timeout(600)
+def test_a_crowd_of_pods_starts_and_goes_without_a_trace(containerd: Containerd, far: Pod) -> None:
+    """More than a block holds: the node claims others while pods are being started."""
+    machine = containerd.machine
+    with ThreadPoolExecutor(MANY) as many:
+        made = list(many.map(lambda i: containerd.run_pod(f"p{i}"), range(CROWD)))
+        assert len({a for pod in made for a in pod.addresses}) == 2 * CROWD
+        assert sorted(machine.attachments()) == sorted(pod.id for pod in made)
+        for pod in made[:: max(CROWD // 10, 1)]:
+            ping(machine, pod)
+        list(many.map(lambda pod: containerd.remove_all([pod.id]), made))
+    machine.expect_no_traces()
     assert containerd.pods() == []
     until(lambda: not machine.processes("containerd-shim-runc-v2"), 5)
 

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from muslin.agent.journal import waiting
 from muslin.agent.sync import Sync
 from muslin.errors import MuslinError, NotReady, RequestError
 from muslin.plan.render import render, render_changes
@@ -47,12 +48,13 @@ def ask(path: Path, what: str, *, timeout: float = TIMEOUT) -> dict[str, Any]:
 class Api:
     """The agent's side."""
 
-    def __init__(self, sync: Sync, ledger: Ledger) -> None:
-        self._sync, self._ledger = sync, ledger
+    def __init__(self, sync: Sync, ledger: Ledger, journal: Path) -> None:
+        self._sync, self._ledger, self._journal = sync, ledger, journal
         self._answers: Mapping[str, Answer] = {"status": self._status, "plan": self._plan}
 
     async def serve(self, path: Path) -> None:
         """Answer until cancelled.  A socket that a dead agent left is replaced."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the other part may be later
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         os.fchmod(listener.fileno(), 0o600)  # before bind: the file is never anybody else's
@@ -89,6 +91,7 @@ class Api:
         serving = self._sync.serving()
         waits = [] if serving else ["the part that answers the container runtime is not there yet"]
         peers = {p.node.name: p for s in state.sites for p in s.peers}
+        dels = waiting(self._journal)
         return {
             "node": state.me.name if state.me else "",
             "ready": state.ready and serving,
@@ -105,6 +108,7 @@ class Api:
                 {"name": name, "blocks": [str(b) for b in peer.blocks]}
                 for name, peer in sorted(peers.items())
             ],
+            "journal": {"waiting": dels.count, "oldest": round(dels.oldest, 1)},
             "attachments": [
                 {
                     "container": a.container,

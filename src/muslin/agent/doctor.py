@@ -10,13 +10,15 @@ import ctypes.util
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from muslin.agent.host import look
+from muslin.cni.install import BIN_DIR, PLUGIN
 from muslin.config import Config
 from muslin.errors import MuslinError
 from muslin.kernel import conntrack, netns
@@ -26,6 +28,10 @@ from muslin.plan.node import RULES
 from muslin.plan.objects import Link, Object, Police, Ruleset, Shaper, Veth, Vxlan
 
 Verdict = Literal["good", "note", "bad"]
+
+CRI = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")  # containerd 1 and 2
+PACKAGED = Path("/usr/lib/cni")  # where Debian's containernetworking-plugins has them
+PATIENCE = 5.0  # seconds; `containerd config dump` takes 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ def examine(config: Config) -> list[Finding]:
             )
         ]
     findings: list[Finding] = []
-    for look_at in (_features, _uplink, _forwarding, _filters, _firewall, _conntrack):
+    for look_at in (_features, _uplink, _forwarding, _filters, _firewall, _conntrack, _containerd):
         findings += look_at(config)
     return findings
 
@@ -192,6 +198,61 @@ def _conntrack(_: Config) -> Iterator[Finding]:
     full = int(count) > 0.8 * int(most)
     mend = "sysctl -w net.netfilter.nf_conntrack_max=<more>" if full else ""
     yield Finding("conntrack", "bad" if full else "good", f"{count} of {most} entries used", mend)
+
+
+def _containerd(_: Config) -> Iterator[Finding]:
+    """Whether containerd, where there is one, finds the plugins it calls."""
+    program = shutil.which("containerd")
+    if program is None:
+        return
+    dump = [program, "config", "dump"]  # with what it imports, and its defaults
+    try:
+        done = subprocess.run(dump, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        said = tomllib.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as e:
+        why = f"its settings cannot be read: {e}"
+        yield Finding("containerd", "note", why, "see what `containerd config dump` says")
+        return
+    yield from _plugins(said)
+
+
+def _plugins(said: Mapping[str, Any]) -> Iterator[Finding]:
+    """Where containerd looks for plugins is a setting of its own, and packages change it.
+
+    It calls `loopback` for every pod, whatever the network is.  Containerd 2
+    can do without, and does when it is told to.
+    """
+    off = {"cri", *CRI} & set(said.get("disabled_plugins", ()))
+    settings = [p["cni"] for n, p in said.get("plugins", {}).items() if n in CRI and p.get("cni")]
+    if off or not settings:
+        return  # as Docker has it: no pods there
+    cni = settings[0]
+    names = [*cni.get("bin_dirs", ()), cni.get("bin_dir")]
+    places = [Path(n) for n in names if n] or [BIN_DIR]
+    where, good = ", ".join(map(str, places)), True
+    if not cni.get("use_internal_loopback") and not _found("loopback", places):
+        good = False
+        why = f"it needs the plugin `loopback` for every pod, and has none in {where}"
+        yield Finding("containerd", "note", why, _loopback(places))
+    if BIN_DIR not in places and not _found(PLUGIN, places):
+        good = False
+        why = f"it looks for plugins in {where}, and `{PLUGIN}` is not there"
+        yield Finding("containerd", "note", why, f"muslin cni install --bin-dir {places[0]}")
+    if good:
+        yield Finding("containerd", "good", f"it looks for plugins in {where}")
+
+
+def _loopback(places: Sequence[Path]) -> str:
+    """How the plugin gets where containerd looks for it."""
+    packaged = PACKAGED / "loopback"
+    mends = [] if packaged.exists() else ["apt-get install containernetworking-plugins"]
+    if PACKAGED not in places:
+        mends.append(f"mkdir -p {places[0]} && ln -s {packaged} {places[0]}/")
+    return " && ".join(mends)
+
+
+def _found(plugin: str, places: Iterable[Path]) -> bool:
+    return any(os.access(place / plugin, os.X_OK) for place in places)
 
 
 def _read(name: str) -> str | None:

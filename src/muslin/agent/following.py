@@ -34,6 +34,6 @@ async def _run(config: Config, ledger: Ledger) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run())
-                tasks.create_task(Api(sync, ledger).serve(config.api_socket))
+                tasks.create_task(Api(sync, ledger, config.journal_dir).serve(config.api_socket))
         finally:
             config.api_socket.unlink(missing_ok=True)

@@ -5,18 +5,34 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
 from muslin.errors import ConfigError, MuslinError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
-out = Console(highlight=False, soft_wrap=True)
+WIDE = 1 << 16  # columns
+
+
+class Output(Console):
+    """Where data goes.  A file or a pipe has no edge, so a table there is as wide as it is."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As the console does, also for a table that is a part of something."""
+        if isinstance(renderable, Table) and not self.file.isatty():
+            options = (options or self.options).update(width=WIDE)
+        return super().render(renderable, options)
+
+
+out = Output(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -11,10 +11,11 @@ import typer
 from muslin import config as settings
 from muslin.agent import api
 from muslin.agent import doctor as examine
+from muslin.agent.journal import waiting
 from muslin.agent.world import World, desired, sites
 from muslin.cli.networks import ConfigOption, StoreOption, store_of
 from muslin.cli.output import JsonOption, emit, out, reported, table
-from muslin.errors import ConfigError
+from muslin.errors import ConfigError, NotReady
 from muslin.model import Block, Host, Network, Node, Pool
 from muslin.plan.render import render
 from muslin.store.objects import Objects
@@ -31,7 +32,10 @@ def status(
 ) -> None:
     """Show whether this node's agent is ready, and what keeps it from being so."""
     with reported():
-        said = _ask(config, socket, "status")
+        try:
+            said = _ask(config, socket, "status")
+        except NotReady as e:
+            raise NotReady(e.message + _undone(config, socket), hint=e.hint) from e
     if json:
         emit(said)
     else:
@@ -40,10 +44,25 @@ def status(
         raise typer.Exit(1)
 
 
+def _undone(config: Path | None, socket: Path | None) -> str:
+    """What the plugin has left for the agent that does not answer."""
+    if socket is not None:
+        return ""  # another agent's, for all the settings know
+    found = waiting(settings.load(config).journal_dir)
+    return f"; meanwhile {_dels(found.count, found.oldest)}" if found.count else ""
+
+
+def _dels(count: int, oldest: float) -> str:
+    if count == 1:
+        return f"1 DEL waits in the journal, for {oldest:.0f} s"
+    return f"{count} DELs wait in the journal, the oldest for {oldest:.0f} s"
+
+
 def _print_status(said: dict[str, Any]) -> None:
     out.print(
         f"[bold]{said['node'] or '?'}[/]  {'ready' if said['ready'] else '[red]not ready[/]'}"
     )
+    going = sum(a["state"] == "deleting" for a in said["attachments"])
     rows = [
         ("uplink", f"{said['uplink']}  {' '.join(said['addresses'])}"),
         ("networks", ", ".join(f"{n['name']} ({n['backend']})" for n in said["networks"])),
@@ -53,6 +72,10 @@ def _print_status(said: dict[str, Any]) -> None:
         ("pods", len(said["attachments"])),
         ("peers", len(said["peers"])),
     ]
+    if going:
+        rows.append(("deleting", f"{going} of these pods"))
+    if said["journal"]["waiting"]:
+        rows.append(("journal", _dels(said["journal"]["waiting"], said["journal"]["oldest"])))
     for name, value in rows:
         out.print(f"  {name:<9} {value}", markup=False)
     for fault in said["faults"]:
