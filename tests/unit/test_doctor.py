@@ -9,6 +9,7 @@ import pytest
 
 from muslin.agent import doctor
 from muslin.agent.doctor import Finding
+from muslin.cni import runtimes
 from muslin.config import Config
 
 Say = Callable[[str], list[Finding]]
@@ -37,6 +38,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
     """Examine a machine whose containerd is this shell script."""
     monkeypatch.setattr(doctor, "PACKAGED", tmp_path / "packaged")
     monkeypatch.setattr(doctor, "BIN_DIR", tmp_path / "bin")
+    monkeypatch.setattr(runtimes, "BIN_DIR", tmp_path / "bin")
 
     def examine(script: str) -> list[Finding]:
         (tmp_path / "path").mkdir()
@@ -99,7 +101,7 @@ def test_a_directory_of_the_distributions_own_needs_both_plugins_there(
     loopback, ours = says(dump(FIRST.format(bin=where)))
     assert loopback.mend == "apt-get install containernetworking-plugins"
     assert ours.verdict == "note"
-    assert ours.mend == f"muslin cni install --bin-dir {where}"
+    assert ours.mend == "muslin cni install"
 
 
 def test_the_mend_helps(says: Say, tmp_path: Path) -> None:
@@ -126,7 +128,22 @@ def test_a_containerd_that_runs_no_pods_is_not_spoken_of(says: Say, name: str) -
 def test_a_containerd_that_does_not_say_is_a_note(
     says: Say, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+    monkeypatch.setattr(runtimes, "PATIENCE", 0.3)
     (found,) = says(script)
     assert found.verdict == "note"
     assert "settings cannot be read" in found.detail
+
+
+def test_the_plugin_is_installed_where_containerd_looks(says: Say, tmp_path: Path) -> None:
+    says(dump(FIRST.format(bin="/usr/lib/cni")))
+    assert runtimes.bin_dir() == Path("/usr/lib/cni")
+
+
+@pytest.mark.parametrize("said", [FIRST.format(bin="{usual}"), SECOND, "no TOML", ""])
+def test_it_is_the_usual_place_if_containerd_looks_there_too_or_says_nothing(
+    says: Say, tmp_path: Path, said: str
+) -> None:
+    usual = str(tmp_path / "bin")
+    text = said.replace("{usual}", usual).replace("{bin}", usual).replace("{internal}", "true")
+    says(dump(text) if text else "exit 1")
+    assert runtimes.bin_dir() == Path(usual)

@@ -10,17 +10,17 @@ import ctypes.util
 import os
 import shutil
 import subprocess
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from muslin.agent.host import look
+from muslin.cni import runtimes
 from muslin.cni.install import BIN_DIR, PLUGIN
 from muslin.config import Config
-from muslin.errors import MuslinError
+from muslin.errors import ConfigError, MuslinError
 from muslin.kernel import conntrack, netns
 from muslin.kernel.linux import LinuxKernel
 from muslin.plan.diff import Change
@@ -29,9 +29,7 @@ from muslin.plan.objects import Link, Object, Police, Ruleset, Shaper, Veth, Vxl
 
 Verdict = Literal["good", "note", "bad"]
 
-CRI = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")  # containerd 1 and 2
 PACKAGED = Path("/usr/lib/cni")  # where Debian's containernetworking-plugins has them
-PATIENCE = 5.0  # seconds; `containerd config dump` takes 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,43 +199,28 @@ def _conntrack(_: Config) -> Iterator[Finding]:
 
 
 def _containerd(_: Config) -> Iterator[Finding]:
-    """Whether containerd, where there is one, finds the plugins it calls."""
-    program = shutil.which("containerd")
-    if program is None:
-        return
-    dump = [program, "config", "dump"]  # with what it imports, and its defaults
-    try:
-        done = subprocess.run(dump, capture_output=True, text=True, timeout=PATIENCE, check=True)
-        said = tomllib.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as e:
-        why = f"its settings cannot be read: {e}"
-        yield Finding("containerd", "note", why, "see what `containerd config dump` says")
-        return
-    yield from _plugins(said)
-
-
-def _plugins(said: Mapping[str, Any]) -> Iterator[Finding]:
-    """Where containerd looks for plugins is a setting of its own, and packages change it.
+    """Whether containerd, where there is one, finds the plugins it calls.
 
     It calls `loopback` for every pod, whatever the network is.  Containerd 2
     can do without, and does when it is told to.
     """
-    off = {"cri", *CRI} & set(said.get("disabled_plugins", ()))
-    settings = [p["cni"] for n, p in said.get("plugins", {}).items() if n in CRI and p.get("cni")]
-    if off or not settings:
-        return  # as Docker has it: no pods there
-    cni = settings[0]
-    names = [*cni.get("bin_dirs", ()), cni.get("bin_dir")]
-    places = [Path(n) for n in names if n] or [BIN_DIR]
+    try:
+        said = runtimes.containerd()
+    except ConfigError as e:
+        yield Finding("containerd", "note", "; ".join(e.faults), e.hint)
+        return
+    if said is None:
+        return
+    places = said.bin_dirs
     where, good = ", ".join(map(str, places)), True
-    if not cni.get("use_internal_loopback") and not _found("loopback", places):
+    if not said.internal_loopback and not _found("loopback", places):
         good = False
         why = f"it needs the plugin `loopback` for every pod, and has none in {where}"
         yield Finding("containerd", "note", why, _loopback(places))
-    if BIN_DIR not in places and not _found(PLUGIN, places):
+    if not _found(PLUGIN, places) and BIN_DIR not in places:
         good = False
         why = f"it looks for plugins in {where}, and `{PLUGIN}` is not there"
-        yield Finding("containerd", "note", why, f"muslin cni install --bin-dir {places[0]}")
+        yield Finding("containerd", "note", why, "muslin cni install")
     if good:
         yield Finding("containerd", "good", f"it looks for plugins in {where}")
 

@@ -83,9 +83,12 @@ def list_(config: ConfigOption = None, store: StoreOption = "", json: JsonOption
 @cni.command()
 def install(
     config: ConfigOption = None,
-    bin_dir: Annotated[Path, typer.Option(help="Where runtimes look for plugins.")] = Path(
-        "/opt/cni/bin"
-    ),
+    bin_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where runtimes look for plugins [default: as containerd, or /opt/cni/bin]."
+        ),
+    ] = None,
     conf_dir: Annotated[Path, typer.Option(help="Where runtimes look for configurations.")] = Path(
         "/etc/cni/net.d"
     ),
@@ -98,10 +101,11 @@ def install(
     """Install the plugin and its configuration for the container runtimes of this node."""
     with reported():
         from muslin.cni import install as plugin
+        from muslin.cni import runtimes
 
         found = settings.load(config)
         done = plugin.install(
-            bin_dir=bin_dir,
+            bin_dir=bin_dir or runtimes.bin_dir(),
             conf_dir=conf_dir,
             socket=found.cni_socket,
             journal=found.journal_dir,
