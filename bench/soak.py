@@ -4,7 +4,7 @@
 
 Workers behave as runtimes do: a failed ADD is followed by DEL and tried again,
 a failed DEL is repeated.  A killer ends one part of the agent, or all of it,
-every second or so.  The audit then compares: devices, routes, neighbours, nft
+every few seconds.  The audit then compares: devices, routes, neighbours, nft
 elements, attachments and addresses in node.db, journal entries, open files and
 memory.  Exit status 1 if anything is left or was given twice.
 """
@@ -33,6 +33,7 @@ from muslin.kernel.linux import LinuxKernel
 from muslin.plan.objects import is_pods
 
 SETTLED = 30.0  # seconds for the last DELs to be completed
+KILLS = (0.5, 6.0)  # seconds between two; with less the supervisor's backoff is most of the time
 
 
 class Soak:
@@ -113,7 +114,7 @@ class Soak:
         return dict(json.loads(done.stdout)) if done.stdout else {}
 
     def _kill(self) -> None:
-        while not self._over.wait(0.5 + self.rng.random()):
+        while not self._over.wait(self.rng.uniform(*KILLS)):
             victim = self.rng.choice(["cni", "sync", "cni", "everything"])
             try:
                 parts = self.node.parts()
@@ -134,7 +135,8 @@ class Soak:
         while time.monotonic() < deadline:
             try:
                 answer = self._status()
-                if answer["ready"] and len(self.node.parts()) == 3 and not answer["attachments"]:
+                busy = answer["attachments"] or answer["journal"]["waiting"]
+                if answer["ready"] and len(self.node.parts()) == 3 and not busy:
                     return
             except (NotReady, FileNotFoundError):
                 pass
