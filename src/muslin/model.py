@@ -14,6 +14,7 @@ import hashlib
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -25,7 +26,7 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -60,7 +61,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A range of pod addresses, cut into blocks that nodes claim whole."""
 
     name: str
-    cidr: Prefix
+    cidr: Prefix  # the addresses; overlaps no other pool and contains no node
     block: int = 0  # prefix length of one block; 0: 26 for IPv4, 122 for IPv6 (64 addresses)
     exclude: tuple[Prefix, ...] = ()  # never given to a pod
     cooldown: float = 30.0  # seconds a freed address rests; peers' ARP caches and firewalls forget
@@ -75,8 +76,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One pod network: how it travels, where its addresses come from, where NAT begins."""
 
     name: str
-    backend: str
-    pools: tuple[str, ...]
+    backend: str  # how pods reach other nodes: hostgw, vxlan, ... (docs/backends.md)
+    pools: tuple[str, ...]  # their names; a pool belongs to one network
     options: dict[str, Any] = {}  # the backend's own section; only the backend reads it
     estate: tuple[Prefix, ...] = ()  # prefixes that know the way to pods: never masqueraded
     masquerade: bool = True  # for what leaves the estate
@@ -100,9 +101,47 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A slice of a pool that one node holds while its store lease lives."""
 
-    pool: str
-    cidr: Prefix
-    node: str
+    pool: str  # its name
+    cidr: Prefix  # one of the pieces that the pool is cut into
+    node: str  # whose pods get addresses out of it
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom an address belongs to: an object of Kubernetes, or of the estate."""
+
+    kind: str  # Pod, StatefulSet, Workload, ...
+    namespace: str = ""  # "" for what has none
+    name: str  # of the object
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One address that is spoken for by itself, not through a node's block.
+
+    In Kubernetes its kind is Address.  For fixed addresses; no code makes one yet.
+    """
+
+    pool: str  # its name
+    address: Address  # one of the pool's
+    owner: Owner
+    state: Literal["held", "sticky", "quarantined"] = "held"  # sticky: kept while its pod is away
+    since: Annotated[datetime, msgspec.Meta(tz=True)]  # when it came into this state
+    node: str = ""  # where it is in use; "" while nowhere
+    nic: str = ""  # the interface inside the pod
+    mac: str = ""  # that goes with the address
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A virtual or physical machine outside Kubernetes, selected by its labels like a pod.
+
+    For services and policies, and for pods' second NICs; no code reads one yet.
+    """
+
+    name: str
+    namespace: str = "default"
+    labels: dict[str, str] = {}
+    addresses: tuple[Address, ...] = ()  # at which pods reach it
+    node: str = ""  # whose agent serves it; "" for a machine that reaches pods by itself
+    ready: bool = True  # False: services leave it out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,17 +224,19 @@ class Nic:
 
     @property
     def mac(self) -> str:
-        """The pod end's MAC: what was asked for, else from its first address.
+        """The pod end's MAC: what was asked for, else from its first address."""
+        return self.wants.mac or mac_of(self.addresses[0])
 
-        A reused address keeps its MAC, so no neighbour cache anywhere goes
-        stale.  0a:58 has the locally administered bit (IEEE 802, as the CNI
-        plugins use it).
-        """
-        if self.wants.mac:
-            return self.wants.mac
-        first = self.addresses[0]
-        tail = first.packed if first.version == 4 else _digest(first.packed, 4)
-        return "0a:58:" + ":".join(f"{b:02x}" for b in tail)
+
+def mac_of(first: Address) -> str:
+    """The MAC that goes with a pod's first address.
+
+    A reused address keeps its MAC, so no neighbour cache anywhere goes stale.
+    0a:58 has the locally administered bit (IEEE 802, as the CNI plugins use
+    it).
+    """
+    tail = first.packed if first.version == 4 else _digest(first.packed, 4)
+    return "0a:58:" + ":".join(f"{b:02x}" for b in tail)
 
 
 @functools.lru_cache(maxsize=64)  # one ADD asks several times
