@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from benches import Bench, Etcd, need_etcd
+from typed import Typed
 
+from apiserver import ApiServer
+from muslin.kube import Access, Api, crd
+from muslin.kube.kinds import CRDS
+from muslin.kube.values import KINDS
 from muslin.store import Store
 from muslin.store.etcd import EtcdStore
+from muslin.store.kubernetes import SERVED, KubernetesStore
 from muslin.store.memory import MemoryStore
+from muslin.store.promises import Expiry
 from muslin.store.sqlite import SqliteStore
 from muslin.store.url import EtcdAt
 
@@ -57,7 +65,26 @@ def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
         etcd.stop()
 
 
-@pytest.fixture(params=["memory", "sqlite", "etcd"])
+@asynccontextmanager
+async def _api_server() -> AsyncIterator[Callable[[], Store]]:
+    """Stores on an API server with our kinds, and one who ends leases, as the controller does."""
+    kinds = [KINDS[k] for k in SERVED]
+    async with ApiServer() as server, AsyncExitStack() as stack:
+        for definition in crd.definitions():
+            await server.send("POST", CRDS.path(), definition)
+
+        def open_() -> Store:
+            store = KubernetesStore(Api(Access(server=server.url)), namespace="default")
+            return Typed(store)
+
+        api = await stack.enter_async_context(Api(Access(server=server.url)))
+        expiry = asyncio.create_task(Expiry(api, "default", kinds, grace=0.5).run(pause=0.1))
+        yield open_
+        expiry.cancel()
+        await asyncio.gather(expiry, return_exceptions=True)
+
+
+@pytest.fixture(params=["memory", "sqlite", "etcd", "kubernetes"])
 async def bench(
     request: pytest.FixtureRequest, tmp_path: Path, shared_etcd: Callable[[], Etcd]
 ) -> AsyncIterator[Bench]:
@@ -85,6 +112,11 @@ async def bench(
         case "etcd":
             at = EtcdAt(members=(shared_etcd().address,), prefix=f"/test{next(_numbers)}/")
             yield Bench("etcd", lambda: keep(EtcdStore(at)), asyncio.sleep)
+        case "kubernetes":
+            async with _api_server() as open_:
+                yield Bench("kubernetes", lambda: keep(open_()), asyncio.sleep)
+                for store in opened:
+                    await store.close()
     for store in opened:
         await store.close()
 

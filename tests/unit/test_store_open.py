@@ -12,7 +12,7 @@ from muslin.errors import ConfigError
 from muslin.store.memory import MemoryStore
 from muslin.store.open import open_store
 from muslin.store.sqlite import SqliteStore
-from muslin.store.url import EtcdAt, MemoryAt, SqliteAt, parse
+from muslin.store.url import EtcdAt, KubernetesAt, MemoryAt, SqliteAt, parse
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,8 @@ from muslin.store.url import EtcdAt, MemoryAt, SqliteAt, parse
         ("etcd://192.0.2.1,[2001:db8::1]:2", EtcdAt(members=("192.0.2.1:2379", "[2001:db8::1]:2"))),
         ("etcd://n1/a/b", EtcdAt(members=("n1:2379",), prefix="/a/b/")),
         ("etcd://n1/a/b/", EtcdAt(members=("n1:2379",), prefix="/a/b/")),
+        ("kubernetes:", KubernetesAt()),
+        ("kubernetes:/etc/k.conf", KubernetesAt(kubeconfig=Path("/etc/k.conf"))),
     ],
 )
 def test_a_url_means_a_place(url: str, means: object) -> None:
@@ -39,14 +41,15 @@ def test_a_url_means_a_place(url: str, means: object) -> None:
         *("", "memory", "memory:x", "mysql://n1", "sqlite:", "sqlite:relative.db", "sqlite:/dir/"),
         *("sqlite:/a\0b", "etcd:", "etcd://", "etcd:n1:2379", "etcd://n1:", "etcd://n1:0"),
         *("etcd://n1:99999", "etcd://n1,", "etcd://n 1", "etcd://n1//a", "etcd://n1/a b"),
-        *("etcd://::1:2379", "/var/lib/store.db", "ETCD://n1"),
+        *("etcd://::1:2379", "/var/lib/store.db", "ETCD://n1", "kubernetes:k.conf", "kubernetes"),
     ],
 )
 def test_a_malformed_url_is_named_with_the_valid_forms(url: str) -> None:
     with pytest.raises(ConfigError) as fault:
         open_store(url)
     assert repr(url) in str(fault.value)
-    for form in ("memory:", "sqlite:/path/file.db", "etcd://host:port[,host2:port2][/prefix]"):
+    etcd = "etcd://host:port[,host2:port2][/prefix]"
+    for form in ("memory:", "sqlite:/path/file.db", etcd, "kubernetes:[/path/kubeconfig]"):
         assert form in str(fault.value)
 
 
@@ -111,3 +114,10 @@ open_store("etcd://192.0.2.1")
 assert "grpc" in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_a_context_belongs_to_a_kubeconfig() -> None:
+    at = parse("kubernetes:/k.conf", {"context": "prod", "namespace": "net"})
+    assert at == KubernetesAt(kubeconfig=Path("/k.conf"), context="prod", namespace="net")
+    with pytest.raises(ConfigError, match="context: belongs to a kubeconfig"):
+        parse("kubernetes:", {"context": "prod"})

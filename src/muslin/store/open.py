@@ -1,19 +1,26 @@
 """From a URL to a store: the only place that knows every kind.
 
 Each kind is imported when it is asked for: etcd brings gRPC, which costs more
-memory than the rest of an agent together.
+memory than the rest of an agent together, Kubernetes an HTTP client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from muslin.store import Store
-from muslin.store.url import EtcdAt, MemoryAt, SqliteAt, parse
+from muslin.store.url import EtcdAt, KubernetesAt, MemoryAt, SqliteAt, parse
 
 
-def open_store(url: str, options: Mapping[str, object] | None = None) -> Store:
+def open_store(
+    url: str,
+    options: Mapping[str, object] | None = None,
+    *,
+    owner: Callable[[], Mapping[str, object] | None] = lambda: None,
+) -> Store:
     """The store that `url` names; `options` are its own section of the config (`url.parse`).
+
+    `owner` says what a Kubernetes store's leases end with (`KubernetesStore`).
 
     Does not wait for it: a store that cannot be reached says so (NotReady, or
     ConfigError for a file that cannot be used) when it is first called.
@@ -33,3 +40,11 @@ def open_store(url: str, options: Mapping[str, object] | None = None) -> Store:
             from muslin.store.etcd import EtcdStore
 
             return EtcdStore(at)
+        case KubernetesAt() as at:
+            from muslin import kube
+            from muslin.store.kubernetes import KubernetesStore
+
+            access = (
+                kube.kubeconfig(at.kubeconfig, at.context) if at.kubeconfig else kube.in_cluster()
+            )
+            return KubernetesStore(kube.Api(access), namespace=at.namespace, owner=owner)

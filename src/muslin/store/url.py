@@ -3,6 +3,8 @@
     memory:                                   nothing outlives the process
     sqlite:/path/file.db                      one machine
     etcd://host:port[,host2:port2][/prefix]   a cluster
+    kubernetes:                               the API server, from within a pod
+    kubernetes:/path/kubeconfig               the same from elsewhere
 
 Secrets and certificates are options beside the URL (`ca`, `cert`, `key`,
 `user`, `password`; etcd only), because a URL ends up in logs and process
@@ -18,12 +20,19 @@ from pathlib import Path
 
 from muslin.errors import ConfigError
 
-FORMS = "memory:  sqlite:/path/file.db  etcd://host:port[,host2:port2][/prefix]"
+FORMS = (
+    "memory:  sqlite:/path/file.db  etcd://host:port[,host2:port2][/prefix]"
+    "  kubernetes:[/path/kubeconfig]"
+)
+NAMESPACE = "muslin-system"
 ETCD_PORT = 2379  # IANA: etcd-client
 ETCD_PREFIX = "/muslin/"
 
 _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
-_ETCD_OPTIONS = ("ca", "cert", "key", "user", "password")
+_OPTIONS = {
+    "etcd": ("ca", "cert", "key", "user", "password"),
+    "kubernetes": ("context", "namespace"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,22 @@ class EtcdAt:
     password: str = field(default="", repr=False)
 
 
-def parse(url: str, options: Mapping[str, object] | None = None) -> MemoryAt | SqliteAt | EtcdAt:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesAt:
+    """`kubernetes:`: which kubeconfig, or None for the pod's service account."""
+
+    kubeconfig: Path | None = None
+    context: str = ""  # "": the kubeconfig's current one
+    namespace: str = NAMESPACE
+
+
+Place = MemoryAt | SqliteAt | EtcdAt | KubernetesAt
+
+
+def parse(url: str, options: Mapping[str, object] | None = None) -> Place:
     """Read a store's URL; ConfigError lists every fault and the valid forms."""
     scheme, colon, rest = url.partition(":")
-    known = _ETCD_OPTIONS if scheme == "etcd" else ()
+    known = _OPTIONS.get(scheme, ())
     faults = [_unknown(name, known) for name in sorted(set(options or {}) - set(known))]
     given: dict[str, str] = {}
     for name, value in (options or {}).items():
@@ -63,7 +84,7 @@ def parse(url: str, options: Mapping[str, object] | None = None) -> MemoryAt | S
         elif name in known:
             given[name] = str(value)
 
-    place: MemoryAt | SqliteAt | EtcdAt | None = None
+    place: Place | None = None
     match scheme if colon else "":
         case "memory" if not rest:
             place = MemoryAt()
@@ -75,6 +96,12 @@ def parse(url: str, options: Mapping[str, object] | None = None) -> MemoryAt | S
             members, prefix = _etcd(rest, faults)
             faults += _together(given, "cert", "key") + _together(given, "user", "password")
             place = EtcdAt(members=members, prefix=prefix, **given)
+        case "kubernetes" if not rest or (rest.startswith("/") and "\0" not in rest):
+            place = KubernetesAt(kubeconfig=Path("/" + rest.lstrip("/")) if rest else None, **given)
+            if not rest and "context" in given:
+                faults.append("option context: belongs to a kubeconfig, and none is named")
+        case "kubernetes":
+            faults.append("expected nothing or an absolute path after kubernetes:")
         case _:
             faults.append("not a store's URL")
     if faults or place is None:
