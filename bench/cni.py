@@ -155,6 +155,13 @@ class Node:
             for name, pid in self.parts().items()
         }
 
+    def pss(self) -> dict[str, int]:
+        """KiB each of the agent's processes costs the node: what they share is shared out."""
+        return {
+            name: int(Path(f"/proc/{pid}/smaps_rollup").read_text().split("Pss:")[1].split()[0])
+            for name, pid in self.parts().items()
+        }
+
     def cpu(self) -> float:
         """Seconds of CPU that the agent has used."""
         ticks = 0
@@ -258,6 +265,7 @@ def measure(node: Node, samples: int) -> dict[str, Any]:
         "agent_cpu_per_pod": {k: v / (samples + 5) for k, v in agent_cpu.items() if "muslin" in k},
         "crowd": crowd,
         "rss_kib": node.rss(),
+        "pss_kib": node.pss(),
         "noise": busy.said(),
     }
 

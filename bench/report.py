@@ -104,8 +104,11 @@ def markdown(figures: dict[str, Any]) -> str:
                 f" | {took['ADD p50'] * 1000:.0f} | {took['ADD p99'] * 1000:.0f}"
                 f" | {_cell(took['DEL rate'], base and base['DEL rate'], 0)} |"
             )
-    rss = ", ".join(f"{name} {kib / 1024:.1f}" for name, kib in figures["rss_kib"].items())
-    lines += ["", f"Memory of the agent after it all, MiB: {rss}.", ""]
+    for what, kind in (("pss_kib", "what it costs the node (PSS)"), ("rss_kib", "resident (RSS)")):
+        parts = ", ".join(f"{name} {kib / 1024:.1f}" for name, kib in figures[what].items())
+        whole = sum(figures[what].values()) / 1024
+        lines += ["", f"Memory of the agent after it all, MiB, {kind}: {whole:.0f} ({parts})."]
+    lines.append("")
     for name, why in figures["missing"].items():
         lines.append(f"Not measured here: {name} ({why}).")
     return "\n".join(lines) + "\n"
