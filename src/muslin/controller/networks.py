@@ -8,7 +8,7 @@ backend's devices, so what cannot change under them is refused, not guessed at.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,20 +78,38 @@ async def _all(objects: Objects, kind: type[V]) -> list[V]:
     return [f.value for f in (await objects.list(kind)).found]
 
 
-async def _faults(objects: Objects, network: Network, pools: Sequence[Pool]) -> list[str]:
-    nodes, blocks = await _all(objects, Node), await _all(objects, Block)
-    known = {p.name: p for p in await _all(objects, Pool)}
-    networks = [n for n in await _all(objects, Network) if n.name != network.name]
-    mine = {p.name for p in pools}
-    others = [p for p in known.values() if p.name not in mine]
+def faults(
+    network: Network,
+    pools: Sequence[Pool],
+    *,
+    others: Iterable[Pool],
+    networks: Iterable[Network],
+    nodes: Iterable[Node],
+) -> list[str]:
+    """Everything wrong with a network among what else there is; empty when it can work.  Pure.
+
+    `pools` are its own that exist, `others` those that are not, `networks`
+    may contain it.
+    """
     found = ipam.faults(network, pools, others, nodes)
     try:
         backend.load(network)
     except ConfigError as e:
         found += e.faults
     for other in networks:
-        shared = sorted(set(other.pools) & set(network.pools))
-        found += [f"pool {name}: already belongs to network {other.name}" for name in shared]
+        if other.name != network.name:
+            shared = sorted(set(other.pools) & set(network.pools))
+            found += [f"pool {name}: already belongs to network {other.name}" for name in shared]
+    return found
+
+
+async def _faults(objects: Objects, network: Network, pools: Sequence[Pool]) -> list[str]:
+    nodes, blocks = await _all(objects, Node), await _all(objects, Block)
+    known = {p.name: p for p in await _all(objects, Pool)}
+    mine = {p.name for p in pools}
+    others = [p for p in known.values() if p.name not in mine]
+    networks = await _all(objects, Network)
+    found = faults(network, pools, others=others, networks=networks, nodes=nodes)
     for pool in pools:
         before = known.get(pool.name)
         held = sorted({b.node for b in blocks if b.pool == pool.name})
