@@ -3,7 +3,7 @@ PY      := .venv/bin/python
 STAMP   := .venv/.ready
 PYTEST  := $(PY) -m pytest
 
-.PHONY: help setup demo test unit check golden lab bench soak shim docs netns conformance e2e runtimes all clean
+.PHONY: help setup demo test unit check golden lab bench soak shim docs netns conformance e2e runtimes image all clean
 
 help:            ## list these
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,6 +35,10 @@ runtimes: $(STAMP)  ## containerd and podman in labs; installs them (60 MB) wher
 	@RUNTIMES=1 sh scripts/setup.sh
 	$(PYTEST) tests/runtimes
 
+image: $(STAMP)  ## the OCI image, built from Debian without pulling any, and the agent in it; 2 minutes
+	@IMAGE=1 sh scripts/setup.sh
+	IMAGE=1 $(PYTEST) tests/image
+
 check: $(STAMP)  ## format, lint, types, layers
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -62,8 +66,9 @@ bench: $(STAMP)  ## ADD and DEL beside the reference plugins, pods beside nodes:
 shim: $(STAMP)   ## compile the CNI plugin after a change or a new compiler
 	$(PY) -m muslin.cni.build
 
-docs: $(STAMP)   ## generate docs/backends.md, docs/cli.md and docs/config.md
+docs: $(STAMP)   ## generate what is generated: pages of docs/, CRDs, the chart, package data
 	$(PY) scripts/docs.py
+	$(PY) scripts/manifests.py
 
 all: check test  ## what CI runs
 

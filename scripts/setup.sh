@@ -11,6 +11,11 @@ if [ -n "${RUNTIMES:-}" ]; then
     WANTED="$WANTED containerd:containerd runc:runc podman:podman busybox:busybox-static /usr/lib/cni/loopback:containernetworking-plugins"
 fi
 
+# `make image`: what builds an image, and runs the agent in it.
+if [ -n "${IMAGE:-}" ]; then
+    WANTED="$WANTED buildah:buildah debootstrap:debootstrap runc:runc"
+fi
+
 missing=""
 for pair in $WANTED; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from muslin import __version__
-from muslin.cli import lab, networks, show
+from muslin.cli import install, lab, networks, node, show
 from muslin.cli.output import reported
 
 app = typer.Typer(
@@ -40,6 +40,24 @@ def agent(config: ConfigOption = None) -> None:
 
 
 @app.command()
+def controller(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Settings [default: /etc/muslin/controller.toml]."),
+    ] = None,
+) -> None:
+    """Run the controller of a Kubernetes cluster until it is told to stop."""
+    with reported():
+        from muslin import config as settings
+
+        settings.controller(config)  # a fault is said here
+    # Another program in this process's place, as above.
+    arguments = ["--config", str(config.resolve())] if config else []
+    argv = [sys.executable, "-m", "muslin.controller.main", *arguments]
+    os.execv(argv[0], argv)  # noqa: S606 - no shell is the point
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(f"muslin {__version__}")
@@ -47,8 +65,12 @@ def version() -> None:
 
 for command in (show.status, show.nodes, show.pods, show.plan, show.doctor):
     app.command()(command)
+app.command()(install.install)
+app.command()(install.upgrade)
+app.command()(install.uninstall)
 app.add_typer(networks.app, name="networks")
 app.add_typer(networks.cni, name="cni")
+app.add_typer(node.app, name="node")
 app.add_typer(lab.app, name="lab")
 
 
