@@ -99,6 +99,24 @@ def test_the_vtep_mac_is_the_nodes_and_what_the_store_has_is_kept() -> None:
     assert vxlan.announce(other, {})["mac"] != mac
 
 
+def test_nobody_takes_the_vtep_mac_of_another_node() -> None:
+    """An entry of the FDB is a MAC's: two peers with one would send all its packets to either."""
+    vxlan = backend.load(network("vxlan"))
+    honest = {
+        name: vxlan.announce(site("vxlan", me=node(name, "198.51.100.9/24")), {})
+        for name in ("n1", "n2", "n3")
+    }
+    n2 = peer("n2", "198.51.100.2/24", data={"net": honest["n2"]})
+    kept = peer("n3", "198.51.100.3/24", block="10.244.9.64/26")  # from before it had its name
+    for victim in ("n1", "n2"):
+        thief = peer("n0", "198.51.100.6/24", data={"net": honest[victim]})
+        here = site("vxlan", peers=(thief, n2, kept))
+        with pytest.raises(Unreachable, match=f"peer n0: it announces the VTEP MAC of {victim}"):
+            vxlan.peer(here, thief)
+        assert vxlan.peer(here, n2)
+        assert vxlan.peer(here, kept)
+
+
 def test_a_peer_that_has_not_announced_its_mac_is_left_out_by_name() -> None:
     silent = peer("n2", "198.51.100.2/24", data={})
     with pytest.raises(Unreachable, match="peer n2: it has not announced a VTEP MAC yet"):

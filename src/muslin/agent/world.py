@@ -30,10 +30,14 @@ class World:
         """The network's pools that exist, in its own order."""
         return tuple(self.pools[name] for name in network.pools if name in self.pools)
 
-    def blocks_of(self, node: str, network: Network) -> tuple[Prefix, ...]:
-        """The blocks that `node` holds in one network, lowest first."""
-        found = {b.cidr for b in self.blocks if b.node == node and b.pool in network.pools}
-        return tuple(sorted(found, key=lambda c: (c.version, int(c.network_address))))
+    def holders(self, network: Network) -> dict[str, list[Prefix]]:
+        """All of a network's blocks by the node that holds them, in no order."""
+        found: dict[str, list[Prefix]] = {}
+        pools = set(network.pools)
+        for block in self.blocks:
+            if block.pool in pools:
+                found.setdefault(block.node, []).append(block.cidr)
+        return found
 
     def holding(self, node: str, blocks: Iterable[Block]) -> World:
         """The same world with `node` holding exactly `blocks`: it knows before the store's echo."""
@@ -56,14 +60,20 @@ def sites(world: World, me: Node, host: Host) -> tuple[Site, ...]:
 
 def _site(world: World, me: Node, host: Host, network: Network) -> Site:
     others = (n for name, n in sorted(world.nodes.items()) if name != me.name)
+    held = world.holders(network)
     return Site(
         me=me,
         host=host,
         network=network,
         pools=world.pools_of(network),
-        blocks=world.blocks_of(me.name, network),
-        peers=tuple(Peer(node=n, blocks=world.blocks_of(n.name, network)) for n in others),
+        blocks=_sorted(held.get(me.name, ())),
+        peers=tuple(Peer(node=n, blocks=_sorted(held.get(n.name, ()))) for n in others),
     )
+
+
+def _sorted(blocks: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    """Each once, lowest first, IPv4 before IPv6."""
+    return tuple(sorted(set(blocks), key=lambda c: (c.version, int(c.network_address))))
 
 
 def desired(sites: Iterable[Site]) -> Desired:

@@ -180,7 +180,19 @@ class VxlanBackend(Backend):
         mac = peer.node.data.get(site.network.name, {}).get("mac")
         if not mac:
             raise Unreachable(peer.node.name, "it has not announced a VTEP MAC yet")
+        if mac != _mac(site.network.name, peer.node.name):
+            self._refuse_borrowed(site, peer, mac)
         return mac
+
+    def _refuse_borrowed(self, site: Site, peer: Peer, mac: str) -> None:
+        """Whoever may write one node's record must not draw another node's packets to himself."""
+        network = site.network.name
+        for other in (site.me, *(p.node for p in site.peers)):
+            theirs = {other.data.get(network, {}).get("mac"), _mac(network, other.name)}
+            if other.name != peer.node.name and mac in theirs:
+                why = f"it announces the VTEP MAC of {other.name}, {mac}"
+                hint = f"remove `mac` from the record of {peer.node.name}: its agent writes it anew"
+                raise Unreachable(peer.node.name, why, hint=hint)
 
 
 def _from_pods(pool: Prefix) -> Rule:
