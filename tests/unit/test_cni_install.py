@@ -32,7 +32,7 @@ def put(tmp_path: Path, **options: object) -> install.Installed:
 def test_both_files_are_where_runtimes_look(tmp_path: Path) -> None:
     done = put(tmp_path)
     assert done.plugin == tmp_path / "bin/muslin-cni"
-    assert done.conflist == tmp_path / "net.d/10-muslin.conflist"
+    assert done.conflist == tmp_path / "net.d/05-muslin.conflist"
     assert done.written == (done.plugin, done.conflist)
     assert stat.S_IMODE(done.plugin.stat().st_mode) == 0o755
     assert stat.S_IMODE(done.conflist.stat().st_mode) == 0o644
@@ -270,3 +270,20 @@ def test_a_compiler_that_fails_or_is_not_there_leaves_nothing_stale(
     compiler.unlink()
     assert build.build(tmp_path) == "no C compiler (musl-gcc, cc)"
     assert list(tmp_path.glob(".shim*")) == []
+
+
+def test_our_own_configuration_of_a_former_name_goes_and_others_stay(tmp_path: Path) -> None:
+    directory = tmp_path / "net.d"
+    directory.mkdir()
+    former, theirs = directory / "10-muslin.conflist", directory / "10-flannel.conflist"
+    former.write_bytes(install.configuration(""))
+    theirs.write_text('{"plugins": [{"type": "flannel"}]}')
+    put(tmp_path)
+    assert sorted(p.name for p in directory.iterdir()) == [
+        "05-muslin.conflist",
+        "10-flannel.conflist",
+    ]
+    chained = '{"plugins": [{"type": "muslin-cni"}, {"type": "tuning"}]}'
+    former.write_text(chained)  # somebody's own work
+    put(tmp_path)
+    assert former.read_text() == chained

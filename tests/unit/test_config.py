@@ -75,3 +75,12 @@ def test_a_file_that_is_not_there_or_not_toml_is_named(tmp_path: Path) -> None:
 def test_a_socket_path_that_no_socket_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="too long for a socket path"):
         load(tmp_path, f'run_dir = "/{"x" * 100}"')
+
+
+def test_what_only_kubernetes_can_say_is_refused_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="blocks 'podcidr': only Kubernetes gives nodes podCIDRs"):
+        load(tmp_path, 'blocks = "podcidr"')
+    told = load(tmp_path, MUSLIN_BLOCKS="podcidr", MUSLIN_STORE="kubernetes:")
+    assert (told.blocks, told.kubernetes) == ("podcidr", True)
+    with pytest.raises(ConfigError, match="cni_bin_dir 'bin': must be an absolute path"):
+        load(tmp_path, 'cni_bin_dir = "bin"')

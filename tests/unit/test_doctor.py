@@ -46,7 +46,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}/path:/usr/bin:/bin")
-        return list(doctor._containerd(Config()))
+        return list(doctor.containerd(Config()))
 
     return examine
 
@@ -65,7 +65,7 @@ def test_a_machine_without_containerd_is_not_spoken_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert list(doctor._containerd(Config())) == []
+    assert list(doctor.containerd(Config())) == []
 
 
 def test_without_its_loopback_plugin_the_package_and_the_link_are_named(

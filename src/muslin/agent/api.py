@@ -86,16 +86,13 @@ class Api:
             return {"error": str(e)}
 
     async def _status(self) -> dict[str, Any]:
-        state = self._sync.state
-        # Each part starts at its own pace, and a node is ready when a pod could be added.
-        serving = self._sync.serving()
-        waits = [] if serving else ["the part that answers the container runtime is not there yet"]
+        state, standing = self._sync.state, self._sync.standing()
         peers = {p.node.name: p for s in state.sites for p in s.peers}
         dels = waiting(self._journal)
         return {
             "node": state.me.name if state.me else "",
-            "ready": state.ready and serving,
-            "faults": [*state.faults, *waits],
+            "ready": standing.ready,
+            "faults": list(standing.faults),
             "mtu": state.mtu,
             "addresses": [str(a) for a in state.me.addresses] if state.me else [],
             "uplink": state.me.uplink if state.me else "",

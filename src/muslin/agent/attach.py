@@ -27,6 +27,8 @@ from errno import EEXIST, ENOENT
 from muslin import backend
 from muslin.agent import ground, mapped
 from muslin.agent.ground import Ground
+from muslin.agent.known import Known
+from muslin.agent.wishes import NONE, Wishes, joined, narrowed
 from muslin.cni.protocol import Attached, Request, promised
 from muslin.errors import (
     CheckFailed,
@@ -58,7 +60,8 @@ GRACE = 60.0  # seconds a vanished pod keeps its addresses; its DEL is usually o
 class Attachments:
     """Everything a runtime can ask of this node.
 
-    `refill` tells the sync loop that addresses ran out.
+    `refill` tells the sync loop that addresses ran out; `pods` knows what
+    pods' annotations ask for, where there is somebody to say it.
     """
 
     def __init__(
@@ -69,9 +72,10 @@ class Attachments:
         clock: Callable[[], float] = boot.clock,
         refill: Callable[[], None] = lambda: None,
         inhabited: Callable[[str], bool] = netns.inhabited,
+        pods: Known | None = None,
     ) -> None:
         self._ledger, self._kernel, self._clock = ledger, kernel, clock
-        self._refill, self._inhabited = refill, inhabited
+        self._refill, self._inhabited, self._pods = refill, inhabited, pods
         self._busy: set[tuple[str, str]] = set()
         self._turn = threading.Condition()
         self._doomed = threading.Event()
@@ -82,12 +86,23 @@ class Attachments:
 
         Repeated for a pod that has them, it answers the same again.
         """
-        where = ground.find(self._ledger, request.network)
+        if self._pods is None:
+            return self._add(request, NONE)
+        try:
+            return self._add(request, self._pods.wishes(request))  # which may wait
+        except MuslinError as e:
+            self._pods.failed(request, e)
+            raise
+
+    def _add(self, request: Request, wishes: Wishes) -> Attached:
+        request = joined(request, wishes)
+        where = narrowed(ground.find(self._ledger, request.network), wishes)
         if fault := ground.fault(self._ledger):
             raise NotReady(fault, hint="see `muslin doctor`")
         with self._alone(request.container, request.ifname):
             before = self._ledger.find(request.container, request.ifname)
-            wanted = before and (before.netns, before.wants) == (request.netns, request.wants)
+            asked = (request.netns, request.wants, where.network.name)
+            wanted = before and (before.netns, before.wants, before.network) == asked
             if before and before.state == "ready" and wanted:
                 nic = _nic(before, where)
                 if not self._missing(backend.load(where.network).nic(nic)):

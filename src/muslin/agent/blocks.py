@@ -5,12 +5,15 @@ this node's lease.  The ledger follows: no address is given out of a block
 before the store has said yes, and none after it has said no.  A restarted
 agent asks for the same blocks again, so pods keep addresses and peers keep
 routes.
+
+Which blocks is this node's own choice (`tend`), or somebody else's
+(`take_given`: podCIDRs).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from muslin.agent import ground
@@ -35,12 +38,12 @@ class Blocks:
         self._ttl, self._spare = ttl, spare
         self._lease: Lease | None = None
         self._under_lease: set[Prefix] = set()
+        self._leaving: list[Block] = []
 
     async def lease(self) -> Lease:
         """The lease in force, made if there is none."""
         if self._lease is None:
             self._lease = await self._objects.store.lease(self._ttl)
-            self._under_lease.clear()
         return self._lease
 
     async def keep(self) -> None:
@@ -49,7 +52,18 @@ class Blocks:
             await (await self.lease()).keep()
         except Conflict:
             log.warning("lease.lost", node=self._node)
-            self._lease = None
+            self.renew()
+
+    def renew(self) -> None:
+        """Write everything anew under another lease: what the present one hangs on is gone."""
+        self._lease = None
+        self._under_lease.clear()
+
+    @property
+    def leaving(self) -> list[Block]:
+        """Blocks with pods whose place is elsewhere now: peers still need the way to them."""
+        held = {cidr for _, cidr in self._ledger.blocks()}
+        return [b for b in self._leaving if b.cidr not in held]
 
     async def tend(self, pools: Iterable[Pool], taken: Iterable[Block]) -> list[str]:
         """Confirm what is held and claim what is missing; the faults name pool and size.
@@ -69,6 +83,45 @@ class Blocks:
             faults += await self._refill(pool, owners)
             await self._give_back_surplus(pool)
         return faults
+
+    async def take_given(
+        self, given: Mapping[Prefix, Pool], pools: Iterable[Pool], taken: Iterable[Block]
+    ) -> list[str]:
+        """As `tend`, where others choose: hold these blocks and no others.
+
+        What is held beyond them gives no more addresses, and is given back
+        when its last pod is gone.
+        """
+        faults: list[str] = []
+        owners = {b.cidr: b.node for b in taken}
+        held = {cidr: name for name, cidr in self._ledger.blocks()}
+        for cidr, pool in given.items():
+            if cidr in held:
+                faults += await self._confirm(pool, cidr, owners.get(cidr))
+            elif await self._take(pool, cidr):
+                log.info("block.given", block=str(cidr), pool=pool.name, node=self._node)
+            else:
+                by = f"node {owners[cidr]}" if cidr in owners else "another node"
+                faults.append(f"block {cidr} of pool {pool.name}: {by} holds it, with pods in it")
+        for cidr in held.keys() - given.keys():
+            log.info("block.leaving", block=str(cidr), pool=held[cidr], node=self._node)
+            self._ledger.let_go(cidr)
+        await self._leave(given, owners)
+        for pool in pools:
+            ground.set_full(self._ledger, pool.name, "its podCIDR is all that this node has")
+        return faults
+
+    async def _leave(self, given: Mapping[Prefix, Pool], owners: dict[Prefix, str]) -> None:
+        """Give back what is ours no longer, or keep the key while there are pods."""
+        self._leaving = []
+        for name, cidr in self._ledger.blocks(held=False):
+            if cidr in given or owners.get(cidr) != self._node:
+                continue
+            await self._give_back(name, cidr)
+            if not self._ledger.is_empty(cidr):
+                block = Block(pool=name, cidr=cidr, node=self._node)
+                if cidr in self._under_lease or await self._claim(block):
+                    self._leaving.append(block)
 
     async def _confirm(self, pool: Pool, cidr: Prefix, owner: str | None) -> list[str]:
         """Hold on to a block of ours, or learn that somebody else has it."""
@@ -95,17 +148,30 @@ class Blocks:
 
     async def _take(self, pool: Pool, cidr: Prefix) -> bool:
         """Claim one block, or renew the claim; False when it is another node's."""
-        block = Block(pool=pool.name, cidr=cidr, node=self._node)
-        lease = await self.lease()
+        if not await self._claim(Block(pool=pool.name, cidr=cidr, node=self._node)):
+            return False
+        self._ledger.hold(cidr, pool)  # only now: the store has said yes
+        return True
+
+    async def _claim(self, block: Block) -> bool:
+        """The same in the store alone."""
+        name, lease = block_name(block.pool, block.cidr), await self.lease()
         try:
             await self._objects.create(block, lease=lease)
         except Conflict:
-            found = await self._objects.get(Block, block_name(pool.name, cidr))
-            if found is None or found.value.node != self._node:
+            found = await self._objects.get(Block, name)
+            if found is None:  # given back this moment, or the lease it was to live under is gone
+                await self.keep()
+                raise
+            if found.value.node != self._node:
                 return False
-            await self._objects.put(block, if_revision=found.revision, lease=lease)
-        self._under_lease.add(cidr)
-        self._ledger.hold(cidr, pool)  # only now: the store has said yes
+            try:
+                await self._objects.put(block, if_revision=found.revision, lease=lease)
+            except Conflict:
+                await self.keep()
+                raise
+        if lease is self._lease:  # else renewed meanwhile: the next look writes it again
+            self._under_lease.add(block.cidr)
         return True
 
     async def _refill(self, pool: Pool, owners: dict[Prefix, str]) -> list[str]:

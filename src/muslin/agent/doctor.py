@@ -51,7 +51,7 @@ def examine(config: Config) -> list[Finding]:
             )
         ]
     findings: list[Finding] = []
-    for look_at in (_features, _uplink, _forwarding, _filters, _firewall, _conntrack, _containerd):
+    for look_at in (_features, _uplink, _forwarding, _filters, _firewall, _conntrack, containerd):
         findings += look_at(config)
     return findings
 
@@ -198,7 +198,7 @@ def _conntrack(_: Config) -> Iterator[Finding]:
     yield Finding("conntrack", "bad" if full else "good", f"{count} of {most} entries used", mend)
 
 
-def _containerd(_: Config) -> Iterator[Finding]:
+def containerd(_: Config) -> Iterator[Finding]:
     """Whether containerd, where there is one, finds the plugins it calls.
 
     It calls `loopback` for every pod, whatever the network is.  Containerd 2

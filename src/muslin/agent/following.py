@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import signal
+import sys
+import types
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+import muslin
+from muslin.agent import known
 from muslin.agent.api import Api
 from muslin.agent.attach import Attachments
 from muslin.agent.sync import Sync
 from muslin.config import Config
 from muslin.kernel.linux import LinuxKernel
 from muslin.log import log
+from muslin.store import Store
 from muslin.store.ledger import Ledger
 from muslin.store.open import open_store
+
+if TYPE_CHECKING:
+    from muslin.agent.cluster import Cluster
 
 
 def run(config: Config, ledger: Ledger) -> None:
@@ -27,9 +38,11 @@ async def _run(config: Config, ledger: Ledger) -> None:
     assert this is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, this.cancel)
-    async with open_store(config.store, config.store_options) as store:
+    async with contextlib.AsyncExitStack() as stack:
+        store, cluster = await _open(config, ledger, stack)
         kernel = LinuxKernel()
-        sync = Sync(config, store, ledger, kernel, Attachments(ledger, kernel))
+        attachments = Attachments(ledger, kernel)
+        sync = Sync(config, store, ledger, kernel, attachments, cluster=cluster)
         log.info("agent.started", part="sync", node=config.node, store=config.store)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -37,3 +50,42 @@ async def _run(config: Config, ledger: Ledger) -> None:
                 tasks.create_task(Api(sync, ledger, config.journal_dir).serve(config.api_socket))
         finally:
             config.api_socket.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lightly() -> Iterator[None]:
+    """Import an HTTP client without what it brings along and we never use: 4 of 27 MiB.
+
+    It asks importlib.metadata for its own version, which loads email, csv and
+    zipfile, and takes HTTP/2 where that is installed.
+    """
+    told = types.ModuleType("importlib.metadata")
+    told.__dict__.update(version=lambda _: muslin.__version__, PackageNotFoundError=LookupError)
+    stand_ins: dict[str, Any] = {"importlib.metadata": told, "h2": None}  # None: ImportError
+    mine = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            del sys.modules[name]
+
+
+async def _open(
+    config: Config, ledger: Ledger, stack: contextlib.AsyncExitStack
+) -> tuple[Store, Cluster | None]:
+    """The store, and the cluster where the store is one's API server."""
+    if not config.kubernetes:
+        known.forget(ledger)
+        return await stack.enter_async_context(open_store(config.store, config.store_options)), None
+    with _lightly():
+        from muslin.agent.cluster import Cluster, Own  # late: see sync.py
+        from muslin.kube.pauses import AGENTS
+        from muslin.store.kubernetes import KubernetesStore
+
+        importlib.import_module("muslin.kube.api")
+    own = Own(config.node, required=config.pods)
+    store = open_store(config.store, config.store_options, owner=own.owner, spread=AGENTS)
+    await stack.enter_async_context(store)
+    assert isinstance(store, KubernetesStore)
+    return store, Cluster(store.api, ledger, own, pods=config.pods)

@@ -64,11 +64,13 @@ def serve_cni(config: Config, ledger: Ledger) -> None:
     """Answer the runtime until SIGTERM or SIGINT."""
     from muslin.agent.attach import Attachments
     from muslin.agent.journal import replay
+    from muslin.agent.known import Known
     from muslin.agent.server import CniServer
 
     wanted = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, wanted)  # before any thread is made
-    attachments = Attachments(ledger, LinuxKernel(), refill=ledger.ring)
+    pods = Known(ledger) if config.kubernetes else None
+    attachments = Attachments(ledger, LinuxKernel(), refill=ledger.ring, pods=pods)
     attachments.recover(boot.identity())
     replay(config.journal_dir, attachments)  # before any ADD can come
     stop = threading.Event()

@@ -39,6 +39,10 @@ class Part:
         self._began = time.monotonic()
         # Threads of their own arenas would cost more memory than they save time.
         environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
+        if self.name == "sync":
+            # Lists of a large cluster and dumps of its routes come in pieces of up to a megabyte.
+            # Without this glibc learns to keep them: 2.4 of 37 MiB with 1000 nodes.
+            environment = {"MALLOC_MMAP_THRESHOLD_": "65536", **environment}
         # A signal mask is inherited, and ours would leave a part deaf.
         self.pid = os.posix_spawn(sys.executable, self._argv, environment, setsigmask=())
 

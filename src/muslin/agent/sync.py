@@ -17,12 +17,12 @@ import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from muslin import backend
-from muslin.agent import ground, mapped
+from muslin.agent import ground, mapped, podcidr
 from muslin.agent.attach import Attachments
 from muslin.agent.blocks import Blocks
 from muslin.agent.ground import Ground
@@ -30,21 +30,27 @@ from muslin.agent.host import Underlay, look
 from muslin.agent.world import Desired, World, desired, nodes_part, sites
 from muslin.config import Config
 from muslin.errors import Conflict, KernelError, MuslinError
-from muslin.kernel import Kernel
+from muslin.kernel import Kernel, boot
 from muslin.kernel.events import Events
 from muslin.log import log
 from muslin.model import Block, Network, Node, Pool, Site
 from muslin.plan.diff import Change, diff
 from muslin.plan.objects import InTable, Link, Plan, Ruleset
 from muslin.plan.render import describe
-from muslin.store import Store
+from muslin.store import Lease, Store
 from muslin.store.inotify import Touches
 from muslin.store.ledger import Ledger
 from muslin.store.objects import Objects
 
+if TYPE_CHECKING:  # it brings an HTTP client, which other stores' agents do without
+    from muslin.agent.cluster import Cluster
+
 SETTLE = 0.02  # seconds: changes that come together are one pass
 CALM = 0.5  # seconds: a pass after kernel events, so that a burst of pods is not one per pod
 RESYNC = 30.0  # seconds between passes when nothing happened: what events cannot tell
+# After a power cut a whole estate comes back at once and lists all nodes and blocks.  Whoever
+# remembers its networks serves its pods meanwhile, and need not be among the first.
+BOOTED, SPREAD = 300.0, 10.0  # seconds since the boot that count as such; at most so late
 BACKOFF = (0.2, 15.0)  # seconds after the first failed pass, and at most
 
 T = TypeVar("T", Network, Pool, Node, Block)
@@ -61,6 +67,15 @@ class State:
     mtu: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How this node is: whether pods can start on it, what is wrong, the pods' MTU."""
+
+    ready: bool
+    faults: tuple[str, ...]
+    mtu: int
+
+
 class Sync:
     """One node's loop; `run` ends only by cancellation."""
 
@@ -73,8 +88,10 @@ class Sync:
         attachments: Attachments,
         *,
         look: Callable[[Config], Underlay] = look,
+        cluster: Cluster | None = None,
     ) -> None:
         self.state = State()
+        self._cluster = cluster
         self._config, self._ledger, self._look = config, ledger, look
         self._kernel, self._attachments = kernel, attachments
         self._objects = Objects(store)
@@ -84,7 +101,9 @@ class Sync:
         self._seen: dict[type, dict[str, Any]] = {}  # kind → name → value, once first listed
         self._unreadable: dict[type, tuple[str, ...]] = {}
         self._dirty = asyncio.Event()
-        self._published: tuple[int, Node] | None = None  # revision and value of our own record
+        self._late = 0.0
+        self._published: tuple[Lease, Node] | None = None  # our own record, and what it lives under
+        self._installed: tuple[str, ...] | None = None  # what the CNI plugin's place leaves to mend
 
     def wake(self) -> None:
         """Ask for a pass soon.  Call it from the loop's thread."""
@@ -93,6 +112,8 @@ class Sync:
     async def run(self) -> None:
         """Watch and pass until cancelled."""
         self.wake()  # the first pass says what is waited for
+        many = self._cluster is not None and boot.clock() < BOOTED and ground.known(self._ledger)
+        self._late = random.uniform(0, SPREAD) if many else 0.0  # noqa: S311 - jitter
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(Network))
             tasks.create_task(self._follow(Pool))
@@ -101,10 +122,13 @@ class Sync:
             tasks.create_task(self._listen())
             tasks.create_task(self._keep_lease())
             tasks.create_task(self._passes())
+            if self._cluster is not None:
+                tasks.create_task(self._cluster.run(self.wake, self._blocks.renew))
 
     # ── what makes the world dirty ──────────────────────────────────────────────────────────
 
     async def _follow(self, kind: type[T]) -> None:
+        await asyncio.sleep(self._late)
         async for update in self._objects.watch(kind):
             values = dict(self._seen.get(kind, {}))
             for name, found in update.changed.items():
@@ -112,9 +136,11 @@ class Sync:
                     values.pop(name, None)
                 else:
                     values[name] = found.value
-            self._seen[kind] = values
-            self._unreadable[kind] = tuple(str(f) for f in update.faults)
-            self.wake()
+            faults = tuple(str(f) for f in update.faults)
+            news = (self._seen.get(kind), self._unreadable.get(kind)) != (values, faults)
+            self._seen[kind], self._unreadable[kind] = values, faults
+            if news:  # another's lease, or its status in Kubernetes, is none
+                self.wake()
 
     async def _listen(self) -> None:
         """What changes under us: a device removed, an uplink readdressed, addresses run out."""
@@ -163,6 +189,7 @@ class Sync:
                 failures += 1
                 self.state = replace(self.state, ready=False, faults=(str(e),))
                 log.error("pass.failed", error=str(e))
+            self._report()
             if failures:
                 first, most = BACKOFF
                 pause = min(first * 2**failures, most) * random.uniform(0.5, 1)  # noqa: S311
@@ -179,8 +206,9 @@ class Sync:
         faults = [f for unreadable in self._unreadable.values() for f in unreadable]
         if me.pods:
             pools = [p for n in world.networks.values() for p in world.pools_of(n)]
-            faults += await self._blocks.tend(pools, world.blocks)
+            faults += await self._tend(pools, world.blocks)
         own = [Block(pool=p, cidr=c, node=me.name) for p, c in self._ledger.blocks()]
+        own += self._blocks.leaving
         view = sites(world.holding(me.name, own), me, here.host)
         want = desired(view)
         refused = await asyncio.to_thread(self._settle, want)
@@ -191,9 +219,41 @@ class Sync:
         if not world.networks:
             faults.append("no network yet: apply one with `muslin networks apply FILE`")
         ready = bool(want.plan) and not here.faults
+        if ready and self._config.cni_install:
+            faults += await self._install()
         mtu = min((_mtu(s) for s in view), default=here.mtu)
         self.state = State(ready=ready, faults=tuple(faults), me=me, sites=view, mtu=mtu)
         return not refused
+
+    async def _tend(self, pools: Sequence[Pool], taken: Sequence[Block]) -> list[str]:
+        """This node's blocks, by its own choice or by Kubernetes'; what is wrong with them."""
+        if self._config.blocks == "claim" or self._cluster is None:
+            return await self._blocks.tend(pools, taken)
+        found = podcidr.given(self._config.node, self._cluster.own.podcidrs, pools)
+        blocks = found.blocks
+        if blocks is None:
+            known = {p.name: p for p in pools}
+            blocks = {c: known[p] for p, c in self._ledger.blocks() if p in known}
+        return [*found.faults, *await self._blocks.take_given(blocks, pools, taken)]
+
+    async def _install(self) -> Sequence[str]:
+        """Put the CNI plugin in place as soon as an ADD would succeed; once."""
+        if self._installed is None and self.serving() and self._ledger.blocks():
+            from muslin.agent import installing  # late: most agents are told not to
+
+            try:
+                self._installed = await asyncio.to_thread(installing.put, self._config)
+            except (MuslinError, OSError) as e:
+                log.error("cni.not_installed", error=str(e))
+                return (f"the CNI plugin cannot be installed: {e}",)
+        return self._installed or ()
+
+    def _report(self) -> None:
+        """Tell the cluster how this node is now."""
+        if not self.serving():  # the other part starts at its own pace, and tells nobody
+            asyncio.get_running_loop().call_later(1.0, self.wake)
+        if self._cluster is not None:
+            self._cluster.tell(self.standing())
 
     def _world(self) -> World | None:
         """The store's content, once every kind has been listed."""
@@ -233,14 +293,14 @@ class Sync:
             data = data | {site.network.name: said} if said else data
         me = msgspec.structs.replace(me, data=data)
         lease = await self._blocks.lease()
-        if self._published is not None and self._published == (id(lease), me) and before == me:
+        if self._published is not None and self._published == (lease, me) and before == me:
             return me
         found = await self._objects.get(Node, me.name)
         if found is None:
             await self._objects.create(me, lease=lease)
         else:
             await self._objects.put(me, if_revision=found.revision, lease=lease)
-        self._published = (id(lease), me)
+        self._published = (lease, me)
         log.info("node.published", node=me.name, addresses=[str(a) for a in me.addresses])
         return me
 
@@ -324,6 +384,13 @@ class Sync:
     def serving(self) -> bool:
         """Whether the other part listens, where there is to be one."""
         return not self._config.pods or self._config.cni_socket.exists()
+
+    def standing(self) -> Standing:
+        """Whether a pod could start here, and what is wrong; each part starts at its own pace."""
+        serving = self.serving()
+        waits = () if serving else ("the part that answers the container runtime is not there yet",)
+        state = self.state
+        return Standing(state.ready and serving, (*state.faults, *waits), state.mtu)
 
     def pending(self) -> tuple[Plan, list[Change]]:
         """What this node should hold, and what differs now.  Blocks: call it in a thread."""

@@ -35,7 +35,7 @@ _PROTOCOLS = ("tcp", "udp", "sctp")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 # containerd and CRI-O say MaxUint32 and MaxInt32 for a burst that nobody has named: half a
 # gigabyte at full speed, whatever the limit.  Then it is a tenth of a second, like tc's examples.
-_NO_BURST = (1 << 31) - 1
+NO_BURST = (1 << 31) - 1
 _MIN_BURST = 1 << 16  # bytes: one segment that the pod's kernel has not cut yet (GSO)
 _MIN_RATE = 8000  # bits per second: below it one full packet takes longer than anybody waits
 _MAX_BYTES = (1 << 32) - 1  # the kernel's bursts, and nft's, are 32 bits wide
@@ -100,11 +100,11 @@ def wants(raw: Mapping[str, Any], env: Mapping[str, str]) -> Wants:
     bandwidth = runtime.bandwidth or _Bandwidth()
     return Wants(
         ports=_ports(runtime.port_mappings or ()),
-        ingress=_rate("ingress", bandwidth.ingress_rate, bandwidth.ingress_burst),
-        egress=_rate("egress", bandwidth.egress_rate, bandwidth.egress_burst),
-        ips=_ips(ips),
-        mac=_mac(runtime.mac or args.mac or env.get("MAC", "")),
-        pod=_pod(env),
+        ingress=rate_of("ingress", bandwidth.ingress_rate, bandwidth.ingress_burst),
+        egress=rate_of("egress", bandwidth.egress_rate, bandwidth.egress_burst),
+        ips=addresses_of(ips),
+        mac=mac_of(runtime.mac or args.mac or env.get("MAC", "")),
+        pod=pod_name(env.get("K8S_POD_NAMESPACE", ""), env.get("K8S_POD_NAME", "")),
     )
 
 
@@ -179,8 +179,8 @@ def _words(port: _Port) -> str:
     return f"{at}{port.protocol or 'tcp'} {port.host_port} → {port.container_port}"
 
 
-def _rate(way: str, rate: int, burst: int) -> Rate | None:
-    """Bytes, from the bits of the convention."""
+def rate_of(way: str, rate: int, burst: int) -> Rate | None:
+    """A limit in bytes, from the bits of the convention; RequestError for what is none."""
     if rate < 0 or burst < 0 or (not rate and burst) or (rate and not burst):
         why = "a rate and a burst, both above 0, or neither"
         raise RequestError(7, f"bandwidth: {way}Rate {rate}, {way}Burst {burst}: {why}")
@@ -188,12 +188,13 @@ def _rate(way: str, rate: int, burst: int) -> Rate | None:
         return None
     if not rate >= _MIN_RATE:
         raise RequestError(7, f"bandwidth: {way}Rate {rate}: at least {_MIN_RATE} bits per second")
-    if burst >= _NO_BURST:
+    if burst >= NO_BURST:
         burst = min(max(rate // 10, _MIN_BURST * 8), _MAX_BYTES * 8)
     return Rate(rate=rate // 8, burst=max(burst // 8, 1))
 
 
-def _ips(given: Iterable[str]) -> tuple[Address, ...]:
+def addresses_of(given: Iterable[str]) -> tuple[Address, ...]:
+    """IPv4 before IPv6, at most one of each; RequestError for two of one, or for what is none."""
     found: dict[int, Address] = {}
     for text in given:
         try:
@@ -207,7 +208,8 @@ def _ips(given: Iterable[str]) -> tuple[Address, ...]:
     return tuple(found[v] for v in sorted(found))
 
 
-def _mac(text: str) -> str:
+def mac_of(text: str) -> str:
+    """Six bytes with colons between; "" for ""; RequestError for what no NIC can have."""
     mac = text.lower().replace("-", ":")
     if not mac:
         return ""
@@ -216,8 +218,7 @@ def _mac(text: str) -> str:
     return mac
 
 
-def _pod(env: Mapping[str, str]) -> str:
+def pod_name(namespace: str, name: str) -> str:
     """The pod's name for people, of plain characters."""
-    parts = (env.get("K8S_POD_NAMESPACE", ""), env.get("K8S_POD_NAME", ""))
-    name = "/".join(p for p in parts if p)
+    name = "/".join(p for p in (namespace, name) if p)
     return name[:128] if name.isascii() and name.isprintable() and " " not in name else ""

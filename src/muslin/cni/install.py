@@ -35,7 +35,9 @@ from muslin.cni.environment import name_fault
 from muslin.errors import ConfigError
 
 PLUGIN = "muslin-cni"  # the configuration's `type`, hence the executable's name
-CONFLIST = "10-muslin.conflist"  # runtimes take the first by name
+# Runtimes take the first by name, and others' are called 10-flannel and 10-calico.
+CONFLIST = "05-muslin.conflist"
+FORMER = "10-muslin.conflist"  # as it was called before; ours goes, or there would be two
 BIN_DIR = Path("/opt/cni/bin")
 CONF_DIR = Path("/etc/cni/net.d")
 DEADLINE = 60.0  # seconds; the reason stands in cni.plugin
@@ -100,7 +102,19 @@ def install(
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = ((plugin, program, 0o755), (conflist, configuration(network), 0o644))
     written = tuple(path for path, content, mode in files if _settle(path, content, mode))
+    _retire(conf_dir / FORMER)
     return Installed(plugin=plugin, conflist=conflist, written=written, twin=chosen, why=why)
+
+
+def _retire(former: Path) -> None:
+    """Remove a configuration that names our plugin and no other."""
+    try:
+        plugins = json.loads(former.read_bytes())["plugins"]
+        ours = {plugin["type"] for plugin in plugins} == {PLUGIN}
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # there is none, or not one that we wrote
+    if ours:
+        former.unlink(missing_ok=True)
 
 
 def choose(twin: Twin = "auto") -> tuple[Literal["c", "python"], str]:

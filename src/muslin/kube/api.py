@@ -16,6 +16,7 @@ from muslin.errors import ConfigError, NotReady
 from muslin.kube.access import Access
 from muslin.kube.faults import Ask, explain, status_of
 from muslin.kube.kinds import Kind
+from muslin.kube.pauses import SPREAD
 from muslin.kube.told import Change, Listed
 from muslin.kube.watch import Query, Watch, list_all
 from muslin.kube.wire import Wire
@@ -39,7 +40,8 @@ class Api:
     Every request is answered within `timeout` seconds or fails; a watch that
     hears nothing for `idle` seconds is begun again.  `manager` is the name
     under which the server keeps our fields.  `uniform` draws all pauses.
-    With `dry_run` writes are judged and answered as ever, and not kept.
+    After a 410 a watch lists again at some moment within `spread` seconds
+    (kube/pauses.py).  With `dry_run` writes are judged and answered as ever, and not kept.
     Nothing is connected before the first request, but ConfigError is raised
     here for certificates that cannot be used.
     """
@@ -52,10 +54,11 @@ class Api:
         timeout: float = 10.0,
         idle: float = 100.0,  # bookmarks come each 60 s
         uniform: Callable[[float, float], float] = random.uniform,
+        spread: float = SPREAD,
         dry_run: bool = False,
     ) -> None:
         self.namespace = at.namespace
-        self._manager = manager
+        self._manager, self._spread = manager, spread
         self._dry = {"dryRun": "All"} if dry_run else {}
         self._wire = Wire(at, timeout=timeout, idle=idle, uniform=uniform)
 
@@ -204,6 +207,7 @@ class Api:
         fields: str = "",
         type: type[T],  # noqa: A002
         heard: Callable[[str], None] = lambda _: None,
+        spread: float | None = None,
     ) -> AsyncGenerator[tuple[Change[T], ...], None]:
         """Follow all objects for ever: the whole state first (perhaps empty), then what changes.
 
@@ -219,10 +223,11 @@ class Api:
         bound, and a CRD installed, after the agents have started.
 
         `heard` is told "" whenever a watch has been opened, and once what
-        keeps us from it while that fails.
+        keeps us from it while that fails.  `spread` is for this watch alone.
         """
         query = Query(kind, namespace, labels, fields)
-        return Watch(self._wire, query, type, heard).batches()
+        seconds = self._spread if spread is None else spread
+        return Watch(self._wire, query, type, heard, spread=seconds).batches()
 
     async def version(self) -> str:
         """The server's version, such as `v1.36.2`."""

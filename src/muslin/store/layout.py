@@ -11,7 +11,27 @@ from pathlib import Path
 
 from muslin.errors import ConfigError
 
-LAYOUT = 2  # PRAGMA user_version; a change of SCHEMA counts it up and brings its own migration
+LAYOUT = 3  # PRAGMA user_version; a change of SCHEMA counts it up and brings its own migration
+# What Kubernetes said of this node's pods, and what became of their ADDs (store/pods.py).
+PODS = """
+CREATE TABLE IF NOT EXISTS pod (
+    namespace TEXT NOT NULL,
+    name      TEXT NOT NULL,
+    uid       TEXT NOT NULL,              -- as a runtime says it
+    wishes    TEXT NOT NULL,              -- JSON of agent.wishes.Wishes; empty: none
+    PRIMARY KEY (namespace, name)
+) STRICT;
+CREATE TABLE IF NOT EXISTS failure (      -- ADDs that failed, for an event on the pod
+    namespace TEXT NOT NULL,
+    name      TEXT NOT NULL,
+    uid       TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    message   TEXT NOT NULL,
+    times     INTEGER NOT NULL,
+    last      REAL NOT NULL,
+    PRIMARY KEY (namespace, name)
+) STRICT;
+"""
 SCHEMA = """
 CREATE TABLE block (
     cidr     TEXT PRIMARY KEY,
@@ -78,7 +98,8 @@ def bring_up(db: sqlite3.Connection, path: Path, *, ahead: float) -> None:
         raise ConfigError(str(path), [why], hint=hint)
     if layout == LAYOUT:
         return
-    for statement in (FROM_1 if layout else SCHEMA).split(";\n"):
+    steps = {0: SCHEMA + PODS, 1: FROM_1 + PODS, 2: PODS}
+    for statement in steps[layout].split(";\n"):
         if statement.strip():
             db.execute(statement, {"ahead": ahead})
     db.execute(f"PRAGMA user_version={LAYOUT}")

@@ -29,7 +29,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -49,8 +49,9 @@ from muslin.model import (
     device_name,
     encode,
 )
-from muslin.store import addresses, layout, ports, wal
+from muslin.store import addresses, layout, pods, ports, wal
 from muslin.store.addresses import size_of, unpack, usable
+from muslin.store.pods import Failure, PodKey, PodRow
 
 BUSY = 5.0  # seconds to wait for the other process
 
@@ -190,14 +191,20 @@ class Ledger:
         One transaction: no ADD can take an address in between.
         """
         with self._transaction() as db:
-            busy = db.execute(
+            empty = self.is_empty(block)
+            if empty:
+                db.execute("UPDATE block SET held = 0 WHERE cidr = ?", (str(block),))
+            return empty
+
+    def is_empty(self, block: Prefix) -> bool:
+        """Whether no address of the block is in use or resting."""
+        with self._lock:
+            busy = self._db.execute(
                 "SELECT 1 FROM address a JOIN block b ON b.cidr = a.block WHERE b.cidr = ?"
                 " AND (a.dev IS NOT NULL OR a.freed > ? - b.cooldown)",
                 (str(block), self._clock()),
             ).fetchone()
-            if busy is None:
-                db.execute("UPDATE block SET held = 0 WHERE cidr = ?", (str(block),))
-            return busy is None
+        return busy is None
 
     def blocks(self, *, held: bool = True) -> list[tuple[str, Prefix]]:
         """(pool, block) of what is held now; with `held=False`, of what once was."""
@@ -385,6 +392,33 @@ class Ledger:
                 )
             )
         return found
+
+    # ── pods, as Kubernetes has them ────────────────────────────────────────────────────────
+
+    def pod(self, key: PodKey) -> tuple[PodRow | None, str | None]:
+        """What is known of a pod, and how the watch of pods is."""
+        with self._lock:
+            return pods.find(self._db, key)
+
+    def pods(self) -> dict[PodKey, PodRow]:
+        """Every pod that is known."""
+        with self._lock:
+            return pods.everything(self._db)
+
+    def learn(self, news: Mapping[PodKey, PodRow | None]) -> None:
+        """Take in what changed of pods, all of it or nothing; None: gone."""
+        with self._transaction() as db:
+            pods.learn(db, news)
+
+    def failed(self, key: PodKey, uid: str, *, reason: str, message: str) -> None:
+        """An ADD of this pod failed, and a person should hear of it."""
+        with self._transaction() as db:
+            pods.failed(db, key, uid, reason=reason, message=message, now=self._clock())
+
+    def failures(self) -> list[Failure]:
+        """How ADDs failed, oldest first; only of pods that are still there, and a bounded list."""
+        with self._lock:
+            return pods.failures(self._db)
 
     # ── boots and facts ─────────────────────────────────────────────────────────────────────
 

@@ -17,10 +17,12 @@ def open_store(
     options: Mapping[str, object] | None = None,
     *,
     owner: Callable[[], Mapping[str, object] | None] = lambda: None,
+    spread: float | None = None,
 ) -> Store:
     """The store that `url` names; `options` are its own section of the config (`url.parse`).
 
-    `owner` says what a Kubernetes store's leases end with (`KubernetesStore`).
+    `owner` says what a Kubernetes store's leases end with (`KubernetesStore`),
+    `spread` within how many seconds it lists anew when it must (kube/pauses.py).
 
     Does not wait for it: a store that cannot be reached says so (NotReady, or
     ConfigError for a file that cannot be used) when it is first called.
@@ -47,4 +49,5 @@ def open_store(
             access = (
                 kube.kubeconfig(at.kubeconfig, at.context) if at.kubeconfig else kube.in_cluster()
             )
-            return KubernetesStore(kube.Api(access), namespace=at.namespace, owner=owner)
+            api = kube.Api(access) if spread is None else kube.Api(access, spread=spread)
+            return KubernetesStore(api, namespace=at.namespace, owner=owner)

@@ -1,0 +1,202 @@
+"""What a pod's annotations ask of its network: read once, and put together with an ADD.  Pure.
+
+    muslin.io/network                       this network, not the configuration's
+    muslin.io/pools                         a,b: addresses out of these pools of it only
+    muslin.io/addresses                     10.0.0.10,fd00::10: these and no others
+    muslin.io/mac                           of the pod's end
+    kubernetes.io/ingress-bandwidth, …/egress-bandwidth      bits per second: 20M
+
+More than one address of an IP version on a pod of a StatefulSet: the pod with
+ordinal N takes the one at N, counted from 0, of each version.
+
+Where the runtime asks for the same by itself (`cni.capabilities`), a limit of
+the runtime's wins: it was read from the same annotations.  Addresses and a
+MAC are somebody's explicit word, so two words that differ are refused.
+
+The sync loop reads (`agent.pods`) and leaves the outcome in node.db, a fault
+included, so that an ADD finds it decided.  What is under our prefix and not
+known here is refused: a typing error must not become a default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address
+
+import msgspec
+
+from muslin.agent.ground import Ground
+from muslin.cni.capabilities import NO_BURST, addresses_of, mac_of, rate_of
+from muslin.cni.environment import shown
+from muslin.cni.protocol import Request
+from muslin.errors import RequestError
+from muslin.model import Address, Rate
+
+PREFIX = "muslin.io/"
+NETWORK, POOLS = PREFIX + "network", PREFIX + "pools"
+ADDRESSES, MAC, NICS = PREFIX + "addresses", PREFIX + "mac", PREFIX + "nics"
+STATUS = PREFIX + "status"  # ours, not a wish: what the pod was given
+INGRESS, EGRESS = "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"
+KNOWN = (NETWORK, POOLS, ADDRESSES, MAC)
+
+MEND = "change the annotation, on the pod or in its template; the pod is tried again by itself"
+MOST_ADDRESSES = 4096  # in one annotation; all of a pod's have 256 KiB
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL_WORDS = "write a name of a-z, 0-9 and -, at most 63 characters"
+# k8s.io/apimachinery/pkg/api/resource: a number and a suffix, or an exponent.
+_QUANTITY = re.compile(
+    r"\+?(?=\.?[0-9])([0-9]{0,30})\.?([0-9]{0,30})(?:([numkMGTPE]|[KMGTPE]i)?|[eE]([+-]?[0-9]{1,2}))"
+)
+_DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_MOST_BITS = 10**15  # per second: 1P, the kubelet's own limit for these two
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the annotations of one pod come to."""
+
+    network: str = ""
+    pools: tuple[str, ...] = ()
+    ips: tuple[Address, ...] = ()  # at most one of each IP version
+    mac: str = ""
+    ingress: Rate | None = None
+    egress: Rate | None = None
+    fault: str = ""  # why the pod cannot have what it asks for
+
+
+NONE = Wishes()
+
+
+def read(annotations: Mapping[str, str], *, pod: str, stateful: bool) -> Wishes:
+    """The wishes of the pod named `pod`; whatever is wrong stands in `fault`, all of it.
+
+    `stateful`: a StatefulSet made it, so its name ends in an ordinal.
+    """
+    found: dict[str, object] = {}
+    faults: list[str] = []
+    for key in sorted(annotations):
+        value = annotations[key].strip()
+        try:
+            found |= _one(key, value, pod, stateful)
+        except RequestError as e:
+            faults.append(f"annotation {key} {shown(value)}: {e}")
+    if faults:
+        return Wishes(fault="; ".join(faults))
+    return Wishes(**found) if found else NONE  # type: ignore[arg-type]
+
+
+def _one(key: str, value: str, pod: str, stateful: bool) -> dict[str, object]:
+    match key:
+        case "muslin.io/network":
+            return {"network": _label(value)}
+        case "muslin.io/pools":
+            return {"pools": tuple(dict.fromkeys(_label(p.strip()) for p in value.split(",")))}
+        case "muslin.io/addresses":
+            return {"ips": _addresses(value, pod, stateful)}
+        case "muslin.io/mac":
+            if not value:
+                raise RequestError(7, "is empty; write six bytes, such as 02:00:5e:10:00:07")
+            return {"mac": mac_of(value)}
+        case "kubernetes.io/ingress-bandwidth":
+            return {"ingress": rate_of("ingress", bits(value), NO_BURST)}
+        case "kubernetes.io/egress-bandwidth":
+            return {"egress": rate_of("egress", bits(value), NO_BURST)}
+        case "muslin.io/nics":
+            raise RequestError(7, "more than one NIC is not supported yet; remove it")
+    if key.startswith(PREFIX) and key != STATUS:
+        raise RequestError(7, f"not known; there are {', '.join(KNOWN)}")
+    return {}
+
+
+def _label(text: str) -> str:
+    if not _LABEL.fullmatch(text):
+        raise RequestError(7, f"{shown(text)} is no name; {_LABEL_WORDS}")
+    return text
+
+
+def _addresses(text: str, pod: str, stateful: bool) -> tuple[Address, ...]:
+    words = text.split(",")
+    if len(words) > MOST_ADDRESSES:
+        raise RequestError(7, f"{len(words)} addresses; {MOST_ADDRESSES} are the most")
+    try:
+        given = [ip_address(word.strip()) for word in words]
+    except ValueError as e:
+        raise RequestError(7, f"{e}; write addresses with commas between, without /length") from e
+    by_version = {v: [a for a in given if a.version == v] for v in (4, 6)}
+    if max(map(len, by_version.values())) == 1:
+        return addresses_of(map(str, given))
+    name, _, number = pod.rpartition("-")
+    if not stateful or not name or not re.fullmatch(r"[0-9]{1,9}", number):
+        why = "several addresses of one IP version are for the pods of a StatefulSet, by ordinal"
+        raise RequestError(7, f"{why}; write one of each version")
+    found: list[str] = []
+    for version, addresses in by_version.items():
+        if len(set(addresses)) != len(addresses):
+            raise RequestError(7, f"names an IPv{version} address twice")
+        if addresses and int(number) >= len(addresses):
+            why = f"{len(addresses)} IPv{version} addresses, for the ordinals 0 to"
+            raise RequestError(
+                7, f"{why} {len(addresses) - 1}; {pod} needs one at {number}: write more of them"
+            )
+        found += [str(addresses[int(number)])] if addresses else []
+    return addresses_of(found)
+
+
+def bits(text: str) -> int:
+    """A Kubernetes quantity as a whole number, rounded up as Kubernetes does."""
+    mend = "write bits per second as a quantity, such as 20M"
+    match = _QUANTITY.fullmatch(text)
+    if not match:
+        raise RequestError(7, f"not a quantity above 0; {mend}")
+    whole, fraction, suffix, exponent = match[1], match[2], match[3] or "", match[4]
+    value, ten = int(whole + fraction), (int(exponent) if exponent else 0) - len(fraction)
+    if suffix.endswith("i"):
+        value <<= 10 * ("KMGTPE".index(suffix[0]) + 1)
+    else:
+        ten += _DECIMAL[suffix]
+    power = int(10 ** abs(ten))
+    value = value * power if ten >= 0 else -(-value // power)
+    if not 0 < value <= _MOST_BITS:
+        raise RequestError(7, f"out of range, 8k to 1P; {mend}")
+    return value
+
+
+# ── together with an ADD ────────────────────────────────────────────────────────────────────────
+
+
+def joined(request: Request, wishes: Wishes) -> Request:
+    """The request with what its pod asks for; RequestError 7 when both ask and differ."""
+    if wishes == NONE:
+        return request
+    if wishes.fault:
+        raise RequestError(7, f"pod {request.wants.pod}: {wishes.fault}", hint=MEND)
+    asked = request.wants
+    for what, runtime, pod in (
+        ("addresses", ", ".join(map(str, asked.ips)), ", ".join(map(str, wishes.ips))),
+        ("mac", asked.mac, wishes.mac),
+    ):
+        if runtime and pod and runtime != pod:
+            why = f"the runtime asks for {runtime}, annotation {PREFIX}{what} for {pod}"
+            hint = "leave it to one of them: remove the annotation, or what the runtime was told"
+            raise RequestError(7, f"pod {asked.pod}: {why}", hint=hint)
+    wants = msgspec.structs.replace(
+        asked,
+        ips=asked.ips or wishes.ips,
+        mac=asked.mac or wishes.mac,
+        ingress=asked.ingress or wishes.ingress,
+        egress=asked.egress or wishes.egress,
+    )
+    return replace(request, wants=wants, network=wishes.network or request.network)
+
+
+def narrowed(where: Ground, wishes: Wishes) -> Ground:
+    """The network with only the pools that the pod asks for; RequestError 7 for one it has not."""
+    if not wishes.pools:
+        return where
+    known = {p.name: p for p in where.pools}
+    if strange := [name for name in wishes.pools if name not in known]:
+        why = f"network {where.network.name} has no pool {', '.join(strange)}"
+        there = f"it has {', '.join(known) or 'none'}"
+        raise RequestError(7, f"annotation {POOLS}: {why}; {there}", hint=MEND)
+    return msgspec.structs.replace(where, pools=tuple(known[name] for name in wishes.pools))
