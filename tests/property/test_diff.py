@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from grounds import FakeGround, Ground, fake_ground, real_ground
 from muslin.kernel import settle
-from muslin.plan.diff import diff
+from muslin.plan.diff import diff, step
 from muslin.plan.node import RULES
 from muslin.plan.objects import (
     Addr,
@@ -194,3 +194,39 @@ def test_equal_plans_give_equal_changes_in_equal_order(before: Plan, after: Plan
 def test_a_real_kernel_goes_from_any_plan_to_any_other(real: Ground, plan: Plan) -> None:
     """Each example starts from where the last one ended."""
     check(real, plan)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(plans(), min_size=2, max_size=6))
+def test_a_step_leads_to_what_looking_would_have_led_to(sequence: list[Plan]) -> None:
+    """Where it is offered at all; `None` says that only looking tells."""
+    with fake_ground() as ground:
+        settle(ground.kernel, sequence[0])
+        for before, after in pairwise(sequence):
+            changes = step(before, after)
+            if changes is None:
+                settle(ground.kernel, after)
+            else:
+                ground.kernel.apply(changes)
+                assert render_changes(diff(after, ground.kernel.observe(after))) == ""
+
+
+def test_a_step_is_offered_for_peers_that_come_go_and_move() -> None:
+    link = Link(name="mu.a", kind=KINDS[1], mtu=1400)
+    block, hop = ip_network("10.8.9.0/24"), ip_address("10.8.1.1")
+    tunnel = {
+        Route(dst=block, via=hop, dev="mu.a", onlink=True),
+        Neigh(dev="mu.a", address=hop, mac="02:00:00:00:00:0a"),
+        Fdb(dev="mu.a", mac="02:00:00:00:00:0a", dst=ip_address("192.0.2.8")),
+    }
+    plain = {Route(dst=block, via=ip_address("192.0.2.8"), dev="eth0")}
+    alone = frozenset({link})
+    with fake_ground() as ground:
+        settle(ground.kernel, alone)
+        for before, after in pairwise([alone, alone | tunnel, alone | plain, alone]):
+            changes = step(before, after)
+            assert changes
+            ground.kernel.apply(changes)
+            assert render_changes(diff(after, ground.kernel.observe(after))) == ""
+    assert step(alone, alone) == []
+    assert step(alone, frozenset()) is None

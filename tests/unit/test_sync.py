@@ -125,7 +125,7 @@ async def test_a_peer_off_the_link_is_reported_by_name_and_the_others_are_served
 
 async def test_a_node_that_changes_its_address_says_so(agent: Agent) -> None:
     agent.here = replace(agent.here, addresses=(ip_interface("192.0.2.77/24"),))
-    agent.sync.wake()
+    agent.sync.look_again()
 
     async def published() -> str:
         found = await agent.objects.get(Node, "n1")
@@ -142,7 +142,7 @@ async def test_a_route_that_somebody_removed_comes_back(agent: Agent) -> None:
     await agent.peer("n2", "192.0.2.2/24", "10.244.9.0/26")
     await agent.until(lambda: len(agent.routes()) == 1)
     agent.kernel._ours = {k: o for k, o in agent.kernel._ours.items() if "10.244.9" not in repr(k)}
-    agent.sync.wake()  # in life, a netlink event
+    agent.sync.look_again()  # in life, a netlink event
     await agent.until(lambda: agent.routes() == {"10.244.9.0/26 via 192.0.2.2"})
 
 
@@ -199,12 +199,12 @@ async def test_an_uplink_that_goes_away_stops_new_pods_and_leaves_what_is_known(
 ) -> None:
     good = agent.here
     agent.here = replace(good, faults=("uplink eth0 does not exist",))
-    agent.sync.wake()
+    agent.sync.look_again()
     await agent.until(lambda: ground.fault(agent.ledger) == "uplink eth0 does not exist")
     assert ground.known(agent.ledger) == ["default"]
     assert not agent.sync.state.ready
     agent.here = good
-    agent.sync.wake()
+    agent.sync.look_again()
     await agent.until(lambda: ground.fault(agent.ledger) is None)
 
 
@@ -221,14 +221,14 @@ async def test_a_store_that_goes_away_later_changes_nothing_in_the_kernel(agent:
     await agent.peer("n2", "192.0.2.2/24", "10.244.9.0/26")
     await agent.until(lambda: len(agent.routes()) == 1)
     agent.store.away = True
-    agent.sync.wake()
+    agent.sync.look_again()
     await asyncio.sleep(0.1)
     assert agent.routes() == {"10.244.9.0/26 via 192.0.2.2"}
 
 
 async def test_ipv6_pods_on_a_kernel_that_does_not_forward_are_a_fault(agent: Agent) -> None:
     agent.here = replace(agent.here, notes=("IPv6 pods will reach nobody",))
-    agent.sync.wake()
+    agent.sync.look_again()
     await asyncio.sleep(0.1)
     assert agent.sync.state.faults == ()  # the network is IPv4 only
     six = Pool(name="six", cidr=ip_network("fd00::/56"))
@@ -250,5 +250,5 @@ async def test_a_missing_uplink_is_a_fault_until_it_is_there(tmp_path: Path) -> 
         assert not made.sync.state.ready
         assert ground.known(made.ledger) == []
         made.here = good
-        made.sync.wake()
+        made.sync.look_again()
         await made.settled()

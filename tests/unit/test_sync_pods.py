@@ -61,7 +61,7 @@ async def test_a_table_made_anew_has_at_once_what_pods_had(agent: Agent, tmp_pat
 
     agent.kernel.apply = watched  # type: ignore[method-assign]
     apply([Change("remove", table)])
-    agent.sync.wake()
+    agent.sync.look_again()
     await agent.until(lambda: pods(agent) == found)
     made = next(c for c in calls if any(isinstance(x.obj, Ruleset) for x in c))
     assert found <= {c.obj for c in made}  # one call is one transaction
@@ -81,5 +81,5 @@ async def test_one_entry_that_somebody_took_is_put_back(agent: Agent, tmp_path: 
     found = attach(agent, tmp_path / "ns")
     one = next(o for o in found if isinstance(o, Element))
     agent.kernel.apply([Change("remove", one)])
-    agent.sync.wake()
+    agent.sync.look_again()
     await agent.until(lambda: pods(agent) == found)

@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from muslin import backend
-from muslin.agent import ground, mapped, podcidr
+from muslin.agent import ground, podcidr
 from muslin.agent.attach import Attachments
 from muslin.agent.blocks import Blocks
 from muslin.agent.ground import Ground
 from muslin.agent.host import Underlay, look
-from muslin.agent.world import Desired, World, desired, nodes_part, sites
+from muslin.agent.settle import Settler
+from muslin.agent.world import Planner, World, sites
 from muslin.config import Config
-from muslin.errors import Conflict, KernelError, MuslinError
+from muslin.errors import Conflict, MuslinError
 from muslin.kernel import Kernel, boot
 from muslin.kernel.events import Events
 from muslin.log import log
 from muslin.model import Block, Network, Node, Pool, Site
-from muslin.plan.diff import Change, diff
-from muslin.plan.objects import InTable, Link, Plan, Ruleset
-from muslin.plan.render import describe
+from muslin.plan.diff import Change
+from muslin.plan.objects import Plan
 from muslin.store import Lease, Store
 from muslin.store.inotify import Touches
 from muslin.store.ledger import Ledger
@@ -47,6 +47,8 @@ if TYPE_CHECKING:  # it brings an HTTP client, which other stores' agents do wit
 
 SETTLE = 0.02  # seconds: changes that come together are one pass
 CALM = 0.5  # seconds: a pass after kernel events, so that a burst of pods is not one per pod
+SHARE = 10.0  # and so many times what looking takes: a tenth of one CPU, however large the estate
+LATEST = 5.0  # but no later than so many seconds
 RESYNC = 30.0  # seconds between passes when nothing happened: what events cannot tell
 # After a power cut a whole estate comes back at once and lists all nodes and blocks.  Whoever
 # remembers its networks serves its pods meanwhile, and need not be among the first.
@@ -93,7 +95,7 @@ class Sync:
         self.state = State()
         self._cluster = cluster
         self._config, self._ledger, self._look = config, ledger, look
-        self._kernel, self._attachments = kernel, attachments
+        self._planner, self._settler = Planner(), Settler(kernel, ledger, attachments)
         self._objects = Objects(store)
         self._blocks = Blocks(
             self._objects, ledger, config.node, ttl=config.block_ttl, spare=config.spare
@@ -108,6 +110,11 @@ class Sync:
     def wake(self) -> None:
         """Ask for a pass soon.  Call it from the loop's thread."""
         self._dirty.set()
+
+    def look_again(self) -> None:
+        """Ask for a pass that trusts nothing it knows of the kernel.  From the loop's thread."""
+        self._settler.doubt()
+        self.wake()
 
     async def run(self) -> None:
         """Watch and pass until cancelled."""
@@ -146,16 +153,20 @@ class Sync:
         """What changes under us: a device removed, an uplink readdressed, addresses run out."""
         loop = asyncio.get_running_loop()
         with Events() as events, contextlib.closing(Touches(self._config.ledger)) as wishes:
-            later = _Later(loop, CALM, self.wake)
+            later = _Later(loop, self._calm, self.look_again)
             loop.add_reader(events.fileno(), lambda: later() if events.drain() else None)
             loop.add_reader(wishes.fd, self._hear, wishes)
             try:
                 while True:
                     await asyncio.sleep(RESYNC * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
-                    self.wake()
+                    self.look_again()
             finally:
                 loop.remove_reader(events.fileno())
                 loop.remove_reader(wishes.fd)
+
+    def _calm(self) -> float:
+        """How long to wait after the kernel's word; our own changes are announced as well."""
+        return min(max(CALM, self._settler.cost * SHARE), LATEST)
 
     def _hear(self, wishes: Touches) -> None:
         """An ADD has no address left (`Ledger.ring`)."""
@@ -210,8 +221,8 @@ class Sync:
         own = [Block(pool=p, cidr=c, node=me.name) for p, c in self._ledger.blocks()]
         own += self._blocks.leaving
         view = sites(world.holding(me.name, own), me, here.host)
-        want = desired(view)
-        refused = await asyncio.to_thread(self._settle, want)
+        want = self._planner.desired(view)
+        refused = await asyncio.to_thread(self._settler.settle, want.plan)
         self._tell(view, here)
         faults += [*want.faults, *here.faults, *refused]
         if any(p.cidr.version == 6 for s in view for p in s.pools):
@@ -304,66 +315,6 @@ class Sync:
         log.info("node.published", node=me.name, addresses=[str(a) for a in me.addresses])
         return me
 
-    def _settle(self, want: Desired) -> list[str]:
-        """The node's part whole, then what somebody broke of the pods'; say what was refused.
-
-        Runs in a thread.
-        """
-        observed = self._kernel.observe(want.plan)
-        changes = list(diff(want.plan, nodes_part(observed)))
-        try:
-            if any(isinstance(c.obj, Ruleset) and c.verb != "remove" for c in changes):
-                self._apply_table(changes)
-            else:
-                self._apply(changes)
-            refused = []
-        except KernelError as e:
-            log.error("kernel.refused", error=str(e))
-            refused = self._apply_each(want.plan)
-        self._mend_pods({o.name for o in observed if isinstance(o, Link)})
-        try:
-            for change in mapped.mend(self._ledger, self._kernel, observed):
-                log.info("kernel.changed", done="; ".join(_line(change)))
-        except KernelError as e:
-            refused.append(str(e))
-        return refused
-
-    def _apply_table(self, changes: list[Change]) -> None:
-        """A table that is made anew has at once what pods had in the old one."""
-        with self._ledger.still():
-            pods = sorted(mapped.wanted(self._ledger), key=repr)
-            self._apply([*changes, *(Change("add", o) for o in pods)])
-
-    def _apply_each(self, plan: Plan) -> list[str]:
-        """One object that the kernel refuses must not keep the others out."""
-        changes = list(diff(plan, nodes_part(self._kernel.observe(plan))))
-        nft = [c for c in changes if isinstance(c.obj, Ruleset | InTable)]  # one transaction
-        refused = []
-        for part in (*([c] for c in changes if c not in nft), nft):
-            try:
-                self._apply(part)
-            except KernelError as e:
-                refused.append(str(e))
-        return refused
-
-    def _mend_pods(self, there: set[str]) -> None:
-        """The node's side of pods whose device is `there`."""
-        pods = self._attachments.host_plan()
-        if not pods:
-            return
-        for change in diff(pods, self._kernel.observe(pods)):
-            mends = change.verb != "remove" and not isinstance(change.obj, Link)
-            if mends and change.obj.dev in there:
-                with contextlib.suppress(KernelError):  # a pod that is going: its DEL runs now
-                    self._apply([change])
-
-    def _apply(self, changes: Sequence[Change]) -> None:
-        if not changes:
-            return
-        self._kernel.apply(changes)
-        for change in changes:
-            log.info("kernel.changed", done="; ".join(_line(change)))
-
     def _tell(self, view: Sequence[Site], here: Underlay) -> None:
         """Let the CNI server know what an ADD needs, or what is in its way."""
         ground.set_fault(self._ledger, "; ".join(here.faults) or None)
@@ -394,32 +345,26 @@ class Sync:
 
     def pending(self) -> tuple[Plan, list[Change]]:
         """What this node should hold, and what differs now.  Blocks: call it in a thread."""
-        plan = desired(self.state.sites).plan
-        return plan, list(diff(plan, nodes_part(self._kernel.observe(plan))))
+        plan = Planner().desired(self.state.sites).plan
+        return plan, self._settler.pending(plan)
 
 
 class _Later:
     """Call `what` once, `delay` after the first of many requests."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, delay: float, what: Callable[[], None]
+        self, loop: asyncio.AbstractEventLoop, delay: Callable[[], float], what: Callable[[], None]
     ) -> None:
         self._loop, self._delay, self._what = loop, delay, what
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(self._delay, self._fire)
+            self._timer = self._loop.call_later(self._delay(), self._fire)
 
     def _fire(self) -> None:
         self._timer = None
         self._what()
-
-
-def _line(change: Change) -> list[str]:
-    if isinstance(change.obj, Ruleset):
-        return [f"nft {change.verb} table {change.obj.mark}"]  # forty lines otherwise
-    return describe(change)
 
 
 def _mtu(site: Site) -> int:

@@ -78,32 +78,75 @@ def _sorted(blocks: Iterable[Prefix]) -> tuple[Prefix, ...]:
 
 def desired(sites: Iterable[Site]) -> Desired:
     """The node's own part of the kernel; one peer or network that fails leaves the rest whole."""
-    fit, parts, faults = [], [], []
-    for site in sites:
-        try:
-            here, missing = _network(site)
-        except MuslinError as e:
-            faults.append(f"network {site.network.name}: {e}")
-            continue
-        fit.append(site)
-        parts.append(here)
-        faults += missing
-    if fit:
-        parts.append(plan_node.base(fit))
-    return Desired(frozenset().union(*parts), tuple(faults))
+    return Planner().desired(sites)
 
 
-def _network(site: Site) -> tuple[Plan, list[str]]:
-    carrier = backend.load(site.network)
-    if not site.me.addresses:
-        raise ConfigError(f"node {site.me.name}", ["has no underlay address"])
-    objects, faults = set(carrier.node(site)), []
-    for peer in site.peers:
-        try:
-            objects |= carrier.peer(site, peer)
-        except Unreachable as e:
-            faults.append(f"network {site.network.name}: {e}")
-    return frozenset(objects), faults
+class Planner:
+    """`desired`, remembering what each peer took last time: of a thousand, one has changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+
+    def desired(self, sites: Iterable[Site]) -> Desired:
+        """The plan of these sites, as the function of that name says."""
+        fit, parts, faults = [], [], []
+        known, self._known = self._known, {}
+        for site in sites:
+            name = site.network.name
+            before = known.get(name)
+            now = _Known(site, before.peers if before and before.is_of(site) else {})
+            try:
+                here, missing = now.plan()
+            except MuslinError as e:
+                faults.append(f"network {name}: {e}")
+                continue
+            self._known[name] = now
+            fit.append(site)
+            parts.append(here)
+            faults += missing
+        if fit:
+            parts.append(plan_node.base(fit))
+        return Desired(frozenset().union(*parts), tuple(faults))
+
+
+class _Known:
+    """One network's plan in the making: `peers` has what each took, by its name."""
+
+    def __init__(self, site: Site, peers: Mapping[str, tuple[Peer, Plan | Unreachable]]) -> None:
+        self._site, self._before = site, peers
+        self.peers: dict[str, tuple[Peer, Plan | Unreachable]] = {}
+
+    def is_of(self, site: Site) -> bool:
+        """Whether nothing has changed but which peer holds which blocks."""
+        return _frame(self._site) == _frame(site)
+
+    def plan(self) -> tuple[Plan, list[str]]:
+        """The network's objects, and who is left out and why."""
+        site, carrier = self._site, backend.load(self._site.network)
+        if not site.me.addresses:
+            raise ConfigError(f"node {site.me.name}", ["has no underlay address"])
+        parts, faults = [carrier.node(site)], []
+        for peer in site.peers:
+            before = self._before.get(peer.node.name)
+            made = before[1] if before and before[0] == peer else _peer(carrier, site, peer)
+            self.peers[peer.node.name] = (peer, made)
+            if isinstance(made, Unreachable):
+                faults.append(f"network {site.network.name}: {made}")
+            else:
+                parts.append(made)
+        return frozenset().union(*parts), faults
+
+
+def _frame(site: Site) -> tuple[object, ...]:
+    nodes = tuple(p.node for p in site.peers)
+    return site.me, site.host, site.network, site.pools, site.blocks, nodes
+
+
+def _peer(carrier: backend.Backend, site: Site, peer: Peer) -> Plan | Unreachable:
+    try:
+        return carrier.peer(site, peer)
+    except Unreachable as e:
+        return e
 
 
 def nodes_part(observed: Plan) -> Plan:

@@ -23,6 +23,7 @@ from muslin.plan.objects import (
     ORDER,
     Addr,
     Element,
+    Fdb,
     InTable,
     Link,
     Neigh,
@@ -30,6 +31,7 @@ from muslin.plan.objects import (
     Plan,
     Present,
     Route,
+    Rule,
     Ruleset,
     Sysctl,
     holds,
@@ -84,6 +86,18 @@ def diff(desired: Plan, observed: Plan) -> Iterator[Change]:
         if k not in want and not isinstance(o, Element) and not _hangs_on(o, gone)
     )
     yield from _puts(late, {k: o for k, o in have.items() if _place4(o) not in bare})
+
+
+def step(before: Plan, after: Plan) -> list[Change] | None:
+    """The changes from one plan to another where the kernel holds exactly the first.
+
+    None where the two differ in what takes other objects along, or decides
+    whether they can stand: links, addresses, switches, the table.
+    """
+    new, old = after - before, before - after
+    if not all(isinstance(o, Route | Neigh | Fdb | Rule) for o in (*new, *old)):
+        return None
+    return list(diff(new, old))
 
 
 def _puts(objects: Iterable[Object], have: Mapping[Key, Object]) -> Iterator[Change]:
