@@ -14,7 +14,7 @@ from muslin.errors import ConfigError
 from muslin.kube import Access, Api, Change
 from muslin.kube import watch as watching
 from muslin.kube.kinds import CONFIG_MAPS, PODS, muslin
-from muslin.kube.pauses import RELIST, RESUME, pauses
+from muslin.kube.pauses import AGENTS, RESUME, SPREAD, pauses, relists
 from muslin.kube.slim import ConfigMap, Pod
 from muslin.log import log
 from scripted import (
@@ -258,7 +258,10 @@ async def test_410_on_a_page_starts_the_list_over(server: Scripted) -> None:
         assert await it.next() == {"a": {}}
 
 
-async def test_relists_after_410_are_spread_and_ever_slower() -> None:
+@pytest.mark.parametrize(("own", "first"), [({}, 20.0), ({"spread": 3.0}, 3.0)])
+async def test_relists_after_410_are_spread_as_told_and_ever_slower(
+    own: dict[str, float], first: float
+) -> None:
     """A server that was restarted says 410 to all its 1000 watchers in the same second."""
     async with Scripted() as server:
         server.watches = [status(410)] * 6
@@ -268,11 +271,17 @@ async def test_relists_after_410_are_spread_and_ever_slower() -> None:
             drawn.append((low, high))
             return 0.001
 
-        async with watcher(server, uniform=uniform) as it:
+        async with (
+            Api(server.access, timeout=2.0, spread=20.0, uniform=uniform) as api,
+            aclosing(api.watch(CONFIG_MAPS, type=ConfigMap, **own)) as batches,
+        ):
+            it = Watcher(batches)
             await it.next()
             await it.until(lambda: server.asked.count("list") == 7)
-    bounds = [high for low, high in drawn if high >= 4.0 and low == high / 4]
-    assert bounds == [4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+            await it.stop()
+    relists = [(low, high) for low, high in drawn if high != 480.0]  # how long a watch may live
+    bounds = [min(2**i * first, 60.0) for i in range(6)]
+    assert relists == [(0.2, first), *((high / 4, high) for high in bounds[1:])]
 
 
 @pytest.mark.parametrize(
@@ -688,8 +697,25 @@ async def test_selectors_and_namespaces_reach_the_server(server: Scripted) -> No
 def test_pauses_double_and_are_never_nothing() -> None:
     low = pauses(lambda low, _: low, RESUME)
     assert [next(low) for _ in range(3)] == [0.05, 0.1, 0.2]
-    high = pauses(lambda _, high: high, RELIST)
+    high = pauses(lambda _, high: high, (4, 60))
     assert [next(high) for _ in range(6)] == [4, 8, 16, 32, 60, 60]
+
+
+def test_lists_after_410_are_spread_evenly_at_first_and_then_rarer() -> None:
+    """A thousand agents, each by its own dice: no second of forty has more than twice its share."""
+    high = relists(lambda _, high: high, AGENTS)
+    assert [next(high) for _ in range(4)] == [40, 60, 60, 60]
+    high = relists(lambda _, high: high, SPREAD)
+    assert [next(high) for _ in range(7)] == [2, 4, 8, 16, 32, 60, 60]
+    low = relists(lambda low, _: low, AGENTS)
+    assert [next(low) for _ in range(3)] == [0.2, 15, 15]
+    none = relists(random.Random(1).uniform, 0.0)
+    assert next(none) == 0.0
+    assert next(none) > 0  # no loop spins
+    dice = random.Random(1)
+    firsts = [next(relists(dice.uniform, AGENTS)) for _ in range(1000)]
+    assert max(sum(int(s) == second for s in firsts) for second in range(40)) < 50
+    assert max(firsts) - min(firsts) > 39
 
 
 async def test_after_a_good_stream_the_first_pause_is_short_again(

@@ -42,7 +42,7 @@ import msgspec
 from muslin.errors import ConfigError, MuslinError, NotReady
 from muslin.kube.faults import Answer, Ask, Busy, Denied, Gone, Unserved, explain, status_of
 from muslin.kube.kinds import Kind
-from muslin.kube.pauses import RELIST, RESUME, pauses
+from muslin.kube.pauses import RESUME, SPREAD, pauses, relists
 from muslin.kube.told import Change, Event, Listed, Reader, Told
 from muslin.kube.wire import QuietError, Wire
 from muslin.log import log
@@ -149,8 +149,10 @@ class Watch(Generic[T]):
         query: Query,
         type: type[T],  # noqa: A002
         heard: Callable[[str], None] = lambda _: None,
+        *,
+        spread: float = SPREAD,
     ) -> None:
-        self._wire, self._heard = wire, heard
+        self._wire, self._heard, self._spread = wire, heard, spread
         self._query = query
         self._ask = Ask("watch", query.kind, query.namespace)
         self._path = query.kind.path(query.namespace)
@@ -194,7 +196,7 @@ class Watch(Generic[T]):
         """All is well: a fault that comes now is the first."""
         self._refusals = 0
         self._resume = pauses(self._wire.uniform, RESUME)
-        self._relist = pauses(self._wire.uniform, RELIST)
+        self._relist = relists(self._wire.uniform, self._spread)
 
     def _after(self, fault: MuslinError) -> float:
         """What `fault` makes of the version, and how long to wait; raise it if waiting is vain."""
