@@ -90,17 +90,27 @@ def test_a_missing_directory_is_made_for_root_alone(journal: Path, deleter: Dele
     assert stat.S_IMODE(journal.stat().st_mode) == 0o700
 
 
-def test_entries_are_done_oldest_first_with_their_time_and_then_gone(
+def test_entries_are_done_newest_first_with_their_time_and_then_gone(
     journal: Path, deleter: Deleter
 ) -> None:
     for number in (3, 1, 2):
         leave(journal, framed(body(f"c{number}")), at=NOW + number)
     assert replay(journal, deleter) == 0
-    assert deleter.deleted == ["c1", "c2", "c3"]
-    assert deleter.before == pytest.approx([NOW + 1, NOW + 2, NOW + 3], abs=1e-6)
+    assert deleter.deleted == ["c3", "c2", "c1"]
+    assert deleter.before == pytest.approx([NOW + 3, NOW + 2, NOW + 1], abs=1e-6)
     assert list(journal.iterdir()) == []
     assert replay(journal, deleter) == 0
     assert len(deleter.deleted) == 3
+
+
+def test_what_was_asked_again_and_again_is_done_once(journal: Path, deleter: Deleter) -> None:
+    for number in (3, 1, 2):
+        leave(journal, framed(body("c1")), at=NOW + number)
+    leave(journal, framed(body("c2")), at=NOW)
+    assert replay(journal, deleter) == 0
+    assert deleter.deleted == ["c1", "c2"]
+    assert deleter.before == pytest.approx([NOW + 3, NOW], abs=1e-6)
+    assert list(journal.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -193,10 +203,10 @@ def test_what_may_pass_ends_the_call_and_is_done_by_a_later_one(
         leave(journal, framed(body(f"c{number}")), at=NOW + number)
     deleter.fails["c2"] = NotReady("node.db: disk is full")
     assert replay(journal, deleter) == 2
-    assert deleter.deleted == ["c1"]
+    assert deleter.deleted == ["c3"]
     deleter.fails.clear()
     assert replay(journal, deleter) == 0
-    assert deleter.deleted == ["c1", "c2", "c3"]
+    assert deleter.deleted == ["c3", "c2", "c1"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +219,7 @@ def test_one_that_fails_stays_and_keeps_no_other_waiting(
         leave(journal, framed(body(f"c{number}")), at=NOW + number)
     deleter.fails["c2"] = fault
     assert replay(journal, deleter) == 1
-    assert deleter.deleted == ["c1", "c3"]
+    assert deleter.deleted == ["c3", "c1"]
     assert str(fault) in capsys.readouterr().err.replace('\\"', '"')
     assert replay(journal, deleter) == 1
     deleter.fails.clear()

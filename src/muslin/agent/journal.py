@@ -71,14 +71,16 @@ def waiting(directory: Path, clock: Callable[[], float] = boot.clock) -> Waiting
 
 
 def replay(directory: Path, attachments: Deleter, clock: Callable[[], float] = boot.clock) -> int:
-    """Do what is in the journal, oldest first; how many entries are left for another call.
+    """Do what is in the journal; how many entries are left for another call.
 
-    Idempotent, and killed at any point it has lost nothing.  Never raises: an
-    entry that fails stays, and what may pass by itself ends the call.
+    Newest first: what a runtime asked again and again while nobody was there
+    is done once, and the older entries of the same NIC only go.  Idempotent,
+    and killed at any point it has lost nothing.  Never raises: an entry that
+    fails stays, and what may pass by itself ends the call.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        names = sorted(os.listdir(directory))
+        names = sorted(os.listdir(directory), reverse=True)
     except OSError as e:
         log.error("journal.unreadable", path=directory, error=e.strerror)
         return 0
@@ -90,10 +92,11 @@ def replay(directory: Path, attachments: Deleter, clock: Callable[[], float] = b
         elif name != BAD and not name.startswith("."):
             entries.append(name)
     left, why = 0, ""
+    done: dict[tuple[str, str], float] = {}
     for number, name in enumerate(entries):
         # Whatever is wrong with one entry, the agent starts and the others are done.
         try:
-            _replay(directory / name, attachments, clock())
+            _replay(directory / name, attachments, clock(), done)
         except Exception as e:
             why = why or f"{name}: {type(e).__name__}: {e}"
             left += 1
@@ -105,7 +108,9 @@ def replay(directory: Path, attachments: Deleter, clock: Callable[[], float] = b
     return left
 
 
-def _replay(path: Path, attachments: Deleter, now: float) -> None:
+def _replay(
+    path: Path, attachments: Deleter, now: float, done: dict[tuple[str, str], float]
+) -> None:
     try:
         asked, request = _read(path, now)
     except FileNotFoundError:
@@ -114,9 +119,12 @@ def _replay(path: Path, attachments: Deleter, now: float) -> None:
         _set_aside(path)
         log.error("journal.bad", entry=path.name, moved_to=path.parent / BAD, error=e.message)
         return
-    attachments.delete(request, before=asked)
+    which = (request.container, request.ifname)
+    if done.get(which, -1.0) < asked:  # a name of a former boot may stand before a later one
+        attachments.delete(request, before=asked)
+        done[which] = asked
+        log.info("journal.done", container=request.container, ifname=request.ifname)
     path.unlink(missing_ok=True)
-    log.info("journal.done", container=request.container, ifname=request.ifname)
 
 
 def _asked(name: re.Match[str], now: float) -> float:
