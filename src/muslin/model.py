@@ -133,7 +133,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A virtual or physical machine outside Kubernetes, selected by its labels like a pod.
 
-    For services and policies, and for pods' second NICs; no code reads one yet.
+    Services that ask for machines have them among their endpoints (controller/slices).
     """
 
     name: str

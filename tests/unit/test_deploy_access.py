@@ -226,14 +226,31 @@ async def test_a_pods_image_is_not_replaced(cluster: Cluster) -> None:
 
 
 async def test_an_annotation_of_others_is_not_removed(cluster: Cluster) -> None:
-    theirs = {"metadata": {"annotations": {"a/b": "c", "muslin.io/status": "old"}}}
+    theirs = {"metadata": {"annotations": {"a/b": "c"}}}
     await cluster.admin.patch(known.PODS, "on-n1", theirs, namespace="default")
     agent = cluster.agent()
+    told = {"metadata": {"annotations": {"muslin.io/status": "old"}}}
+    await agent.patch(known.PODS, "on-n1", told, namespace="default")
     with pytest.raises(ConfigError, match="no annotation but"):
         gone = {"metadata": {"annotations": {"a/b": None}}}
         await agent.patch(known.PODS, "on-n1", gone, namespace="default")
     ours = {"metadata": {"annotations": {"muslin.io/status": None}}}
     await agent.patch(known.PODS, "on-n1", ours, namespace="default")
+
+
+async def test_nobody_else_says_where_a_pod_is(cluster: Cluster) -> None:
+    """Services would lead there; whoever may patch pods may still patch everything else of them."""
+    told = {"metadata": {"annotations": {"muslin.io/status": "{}"}}}
+    for value in ("forged", "{}"):
+        forged = {"metadata": {"annotations": {"muslin.io/status": value}}}
+        with pytest.raises(ConfigError, match="written by the agent of the pod's node alone"):
+            await cluster.admin.patch(known.PODS, "on-n1", forged, namespace="default")
+    await cluster.agent().patch(known.PODS, "on-n1", told, namespace="default")
+    other = {"metadata": {"annotations": {"muslin.io/status": "forged"}}}
+    with pytest.raises(ConfigError, match="written by the agent of the pod's node alone"):
+        await cluster.admin.patch(known.PODS, "on-n1", other, namespace="default")
+    theirs = {"metadata": {"labels": {"x": "y"}, "annotations": {"a/b": "c"}}}
+    await cluster.admin.patch(known.PODS, "on-n1", theirs, namespace="default")
 
 
 async def test_a_token_without_a_node_writes_nothing(cluster: Cluster) -> None:
@@ -301,7 +318,7 @@ async def test_the_controller_does_its_work(cluster: Cluster) -> None:
     assert held is not None
     assert not held["spec"].get("holderIdentity"), "let go at the end"
     with pytest.raises(ConfigError, match="cannot list"):
-        await cluster.opened(access).list(known.PODS, type=dict)
+        await cluster.opened(access).list(known.CONFIG_MAPS, type=dict)
 
 
 async def _worked(admin: Api) -> bool:

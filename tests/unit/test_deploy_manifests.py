@@ -116,8 +116,9 @@ def test_settings_are_what_the_programs_take(overlay: str, tmp_path: Path) -> No
     assert agent.cni_install
     assert agent.blocks == ("podcidr" if overlay == "podcidr" else "claim")
     given = config.controller(tmp_path / "controller.toml", {"MUSLIN_IDENTITY": "x"})
-    [port] = container("muslin-controller")["ports"]
-    assert given.address[1] == port["containerPort"]
+    ports = {p["name"]: p["containerPort"] for p in container("muslin-controller")["ports"]}
+    assert given.webhook_address is not None
+    assert ports == {"metrics": given.address[1], "webhook": given.webhook_address[1]}
     places = {m["mountPath"] for m in container("muslin-agent")["volumeMounts"]}
     for needed in (agent.state_dir, agent.run_dir, agent.cni_bin_dir, agent.cni_conf_dir):
         assert needed in places
@@ -183,6 +184,13 @@ CONTROLLER = {
     "blocks.muslin.io": {"list", "watch", "delete"},
     "networks/status.muslin.io": {"patch"},
     "pools/status.muslin.io": {"patch"},
+    "addresses.muslin.io": {"list", "watch"},
+    "validatingwebhookconfigurations.admissionregistration.k8s.io": {"list", "watch", "patch"},
+    "muslin-system/secrets": {"create", "list", "watch", "patch"},
+    "services": {"list", "watch"},
+    "pods": {"list", "watch"},
+    "workloads.muslin.io": {"list", "watch"},
+    "endpointslices.discovery.k8s.io": {"list", "watch", "create", "patch", "delete"},
     "events.events.k8s.io": {"create"},
     "muslin-system/leases.coordination.k8s.io": {"get", "list", "create", "patch", "delete"},
 }

@@ -6,6 +6,7 @@
       expiry             blocks of nodes that are gone  store/promises.py
       nodes              NetworkUnavailable, taints    nodes.py
       pools              status and events             pools.py, events.py
+      slices             endpoints of second NICs, VMs  slices/
 
 It is on no pod's path: with no controller at all pods start and run on nodes
 that hold blocks; what waits is a new node's taint, a dead node's blocks, and
@@ -33,6 +34,7 @@ from muslin.controller.metrics import TYPE, Metrics
 from muslin.controller.nodes import Nodes
 from muslin.controller.pools import Pools
 from muslin.controller.seen import Seen
+from muslin.controller.slices import Slices
 from muslin.controller.writes import MANAGER, Fenced
 from muslin.errors import ConfigError, MuslinError
 from muslin.kernel import boot
@@ -94,11 +96,14 @@ class Replica:
                 )
                 nodes = Nodes(api, seen, metrics, now)
                 pools = Pools(api, seen, Events(api, name, now), metrics, now)
+                slices = Slices(api, name, metrics, now)
                 parts: dict[str, Callable[[], Awaitable[None]]] = {
                     "watches": lambda: seen.follow(api),
                     "expiry": lambda: expiry.run(self._settings.sweep),
                     "nodes": nodes.run,
                     "pools": pools.run,
+                    "slices.watches": slices.follow,
+                    "slices": slices.run,
                 }
                 async with asyncio.TaskGroup() as tasks:
                     for part, run in parts.items():
