@@ -61,6 +61,7 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("  replicas: 2\n", "  replicas: {{ .Values.controller.replicas }}\n"),
     ),
     "services.yaml": (),
+    "webhook.yaml": (),
     "policy.yaml": (),
 }
 _RESOURCES = re.compile(r"        resources:\n((?:          .*\n)+)")

@@ -114,6 +114,8 @@ class Controller(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     identity: str = ""
     # Where /metrics, /healthz and /readyz are served, host:port; a kubelet needs `0.0.0.0:9808`.
     listen: str = "127.0.0.1:9808"
+    # Where the admission webhook is served over HTTPS, host:port (docs/kubernetes.md); "": nowhere.
+    webhook: str = ""
     # Seconds without a word of the leader after which another leads (client-go's default).
     lease: float = 15.0
     # Seconds between two looks for nodes that no longer keep their blocks.
@@ -126,8 +128,12 @@ class Controller(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def address(self) -> tuple[str, int]:
         """`listen` as host and port."""
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return _split(self.listen)
+
+    @property
+    def webhook_address(self) -> tuple[str, int] | None:
+        """`webhook` as host and port, if it is to be served."""
+        return _split(self.webhook) if self.webhook else None
 
 
 Settings = TypeVar("Settings", Config, Controller)
@@ -154,6 +160,11 @@ def controller(path: Path | None = None, environ: Mapping[str, str] = os.environ
     if faults := list(_controller_faults(settings)):
         raise ConfigError(subject, faults)
     return settings
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _hostname() -> str:
@@ -252,10 +263,13 @@ def _controller_faults(settings: Controller) -> list[str]:
         faults.append(f"store {shown!r}: a controller is for Kubernetes, `kubernetes:`")
     if not re.fullmatch(r"[\x21-\x7e]{1,100}", settings.identity):
         faults.append(f"identity {settings.identity!r}: 1 to 100 printable characters")
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}", settings.listen):
-        faults.append(f"listen {settings.listen!r}: expected host:port")
-    elif settings.address[1] > 65535:
-        faults.append(f"listen {settings.listen!r}: no such port")
+    for name, value in (("listen", settings.listen), ("webhook", settings.webhook)):
+        if name == "webhook" and not value:
+            continue
+        if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}", value):
+            faults.append(f"{name} {value!r}: expected host:port")
+        elif _split(value)[1] > 65535:
+            faults.append(f"{name} {value!r}: no such port")
     faults += [
         f"{name} {value}: at least {least} seconds"
         for name, value, least in (

@@ -49,13 +49,17 @@ def require(core: Core, call: Call) -> None:
     """403 in the standard words if the call is not allowed."""
     kind = call.kind
     resource = f"{kind.plural}/{call.subresource}" if call.subresource else kind.plural
+    # A list or watch of one object by its name is authorized as one of that object
+    # (k8s.io/apiserver pkg/endpoints/request/requestinfo.go).
+    key, _, name = call.query.get("fieldSelector", "").partition("=")
+    one = name.lstrip("=") if key == "metadata.name" and "," not in name else ""
     if allowed(
         core,
         call.user,
         call.verb,
         group=kind.group,
         resource=resource,
-        name=call.name,
+        name=call.name or one,
         namespace=call.namespace,
     ):
         return

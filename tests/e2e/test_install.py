@@ -177,7 +177,7 @@ async def test_a_dry_run_shows_what_would_differ(cluster: Cluster) -> None:
     done = await cluster.muslin("install", "--dry-run", "--image", "muslin:9.9.9")
     assert "containers[agent].image: " in done.output
     assert '→ "muslin:9.9.9"' in done.output
-    assert "would be: 2 changed, 28 same" in done.output
+    assert f"would be: 2 changed, {len(targets('vxlan')) - 2} same" in done.output
     assert cluster.state() == before
 
 

@@ -1,6 +1,7 @@
 """`muslin controller`: one process that stands for election, and what it does while it leads.
 
     health, metrics      always                        health.py, metrics.py
+    webhook              always, where it is asked for  webhook.py, certificates.py
     election             always                        election.py
       watches            while leading                 seen.py
       expiry             blocks of nodes that are gone  store/promises.py
@@ -22,6 +23,7 @@ import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from muslin import config as settings
@@ -35,6 +37,7 @@ from muslin.controller.nodes import Nodes
 from muslin.controller.pools import Pools
 from muslin.controller.seen import Seen
 from muslin.controller.slices import Slices
+from muslin.controller.webhook import serve_webhook
 from muslin.controller.writes import MANAGER, Fenced
 from muslin.errors import ConfigError, MuslinError
 from muslin.kernel import boot
@@ -66,7 +69,7 @@ class Replica:
         server = await pages.listen(*self._settings.address)
         # An Api of its own: a renewal waits for nothing else, and not as long as others may.
         patience = max(self._times.deadline / 2, self._times.retry)
-        beating = asyncio.create_task(self._pulse.run())
+        beside = [asyncio.create_task(self._pulse.run())]
         try:
             async with kube.Api(self._access, manager=MANAGER, timeout=patience) as api:
                 self._candidate = Candidate(
@@ -76,10 +79,16 @@ class Replica:
                 # Asked when it is read: a process that was stopped knows at once that it is over.
                 self._metrics.leading.set_function(lambda: float(term.left > 0))
                 log.info("controller.started", identity=self._candidate.identity)
+                if at := self._settings.webhook_address:
+                    answer = partial(serve_webhook, self._access, self._place.namespace, at)
+                    serve = partial(answer, leading=lambda: term.left > 0)
+                    beside.append(asyncio.create_task(self._again("webhook", serve)))
                 await Election(self._candidate, self._times).run(self._lead)
         finally:
-            beating.cancel()
+            for task in beside:
+                task.cancel()
             server.close()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     async def _lead(self, term: Term) -> None:
         self._metrics.terms.inc()

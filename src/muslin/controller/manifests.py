@@ -65,6 +65,7 @@ _KINDS = {
         known.DEPLOYMENTS,
         Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", True),
         known.CRDS,
+        known.VALIDATING_WEBHOOKS,
         *(kind for kind in KINDS.values() if kind.kind in ("Network", "Pool")),
     )
 }

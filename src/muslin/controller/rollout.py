@@ -139,6 +139,8 @@ class Rollout:
         base = _base()
         for target in (t for t in reversed(base) if t.stage == "workloads"):
             yield await self._delete(target.kind, target.name, target.namespace)
+        for target in (t for t in base if t.kind == known.VALIDATING_WEBHOOKS):
+            yield await self._delete(target.kind, target.name)  # it would ask whether we mean it
         for kind, labels in (
             (KINDS[Network], f"{MADE_BY}={MANAGER}"),
             (KINDS[Pool], f"{MADE_BY}={MANAGER}"),
@@ -147,7 +149,8 @@ class Rollout:
         ):
             for name in await self._names(kind, "" if purge else labels):
                 yield await self._delete(kind, name)
-        for target in reversed([t for t in base if t.stage in ("settings", "ground")]):
+        last = [t for t in base if t.stage in ("settings", "ground")]
+        for target in (t for t in reversed(last) if t.kind != known.VALIDATING_WEBHOOKS):
             yield await self._delete(target.kind, target.name, target.namespace)
         gone = [t for t in base if t.kind == known.NAMESPACES]
         for target in (t for t in base if t.stage == "kinds" and purge):
