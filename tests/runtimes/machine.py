@@ -254,8 +254,12 @@ class Machine:
         self._agent.stop(number, family=True)
 
     def install_plugin(self) -> None:
-        """`muslin cni install`, to the places where runtimes look."""
-        self.run(sys.executable, "-m", "muslin", "cni", "install", "-c", str(self.config))
+        """`muslin cni install`, to where this machine's runtimes look.
+
+        They have settings of their own; the host's containerd may say another place.
+        """
+        words = ["-c", str(self.config), "--bin-dir", "/opt/cni/bin"]
+        self.run(sys.executable, "-m", "muslin", "cni", "install", *words)
 
     @property
     def config(self) -> Path:
