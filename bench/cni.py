@@ -232,7 +232,7 @@ def _working(node: Node, wanted: Sequence[Variant]) -> tuple[list[Variant], dict
 def measure(node: Node, samples: int) -> dict[str, Any]:
     """Every figure of one run."""
     chosen, missing = variants(node)
-    busy = _Busy()
+    busy = Busy()
     single: dict[str, dict[str, list[Sample]]] = {v.name: {"ADD": [], "DEL": []} for v in chosen}
     agent_cpu: dict[str, float] = {v.name: 0.0 for v in chosen}
     for n in range(samples + 5):
@@ -292,7 +292,7 @@ def _crowd(node: Node, chosen: Sequence[Variant], count: int) -> dict[str, Any]:
     }
 
 
-class _Busy:
+class Busy:
     """How much of the machine others used meanwhile."""
 
     def __init__(self) -> None:

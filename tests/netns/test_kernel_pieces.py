@@ -7,13 +7,15 @@ import select
 import subprocess
 import sys
 import threading
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from muslin.errors import KernelError
 from muslin.kernel import facts, netns, sysctl
-from muslin.kernel.events import Events
+from muslin.kernel.events import Events, News
+from muslin.plan.objects import Route
 from namespaces import PREFIX, Spaces, run
 
 pytestmark = pytest.mark.root
@@ -157,7 +159,7 @@ def test_facts_of_an_uplink(spaces: Spaces) -> None:
 
 def heard(events: Events) -> bool:
     ready, _, _ = select.select([events], [], [], 5)
-    return bool(ready) and events.drain()
+    return bool(ready and events.drain())
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,17 @@ def test_other_peoples_containers_are_not_heard(spaces: Spaces) -> None:
         run(node, "ip link add docker0 type veth peer name x; ip route add 10.0.0.0/8 dev eth0")
         assert select.select([events], [], [], 5)[0]
         assert not events.drain()
+
+
+def test_a_route_that_carries_our_mark_is_told_as_it_is(spaces: Spaces) -> None:
+    node = spaces.new()
+    run(node, UPLINK)
+    route = Route(dst=ip_network("10.0.0.0/24"), via=ip_address("192.0.2.9"), dev="eth0")
+    with netns.inside(node), Events() as events:
+        for verb, there in (("add", True), ("del", False)):
+            run(node, f"ip route {verb} 10.0.0.0/24 via 192.0.2.9 dev eth0 proto 109")
+            select.select([events], [], [], 5)
+            assert events.drain() == News(routes={route.key: (route, there)})
 
 
 def test_losing_events_is_a_reason_to_look(spaces: Spaces) -> None:

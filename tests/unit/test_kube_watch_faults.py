@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
+import msgspec
 import pytest
 
 from muslin.errors import ConfigError
@@ -122,6 +125,37 @@ async def test_the_first_batch_is_the_whole_state(server: Scripted) -> None:
     server.put("b", 2, x="2")
     async with watcher(server) as it:
         assert await it.next() == {"a": {"x": "1"}, "b": {"x": "2"}}
+
+
+class Weak(msgspec.Struct, weakref=True, eq=False):
+    """An object whose end can be seen."""
+
+
+async def test_a_watch_that_waits_keeps_nothing_of_what_it_told(server: Scripted) -> None:
+    """The first batch may be ten thousand objects, with the pages that they came in."""
+    server.put("a", 1)
+    server.watches = [stream(event("ADDED", config_map("b", 2)))]
+    alive: weakref.WeakSet[Weak] = weakref.WeakSet()
+    counts: list[int] = []
+
+    async def read() -> None:
+        async with aclosing(api.watch(CONFIG_MAPS, type=Weak)) as batches:
+            async for batch in batches:
+                alive.update(c.object for c in batch if c.object)
+                counts.append(len(alive))
+                del batch
+
+    async with Api(server.access, uniform=quick) as api:
+        reader = asyncio.create_task(read())
+        async with asyncio.timeout(10):
+            while len(counts) < 2:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+        gc.collect()
+        assert counts == [1, 1]
+        assert not alive
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
 
 
 async def test_the_first_batch_may_be_empty(server: Scripted) -> None:

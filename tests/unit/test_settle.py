@@ -16,6 +16,7 @@ from muslin.agent.settle import Settler
 from muslin.agent.world import Planner, World, desired, sites
 from muslin.errors import KernelError
 from muslin.kernel import boot
+from muslin.kernel.events import News
 from muslin.kernel.fake import FakeKernel
 from muslin.model import Block, Host, Network, Node, Pool
 from muslin.plan.diff import Change
@@ -102,6 +103,10 @@ def route(number: int) -> Route:
     return Route(dst=ip_network(f"10.0.{number}.0/24"))
 
 
+def said(route: Route, there: bool) -> News:
+    return News(routes={route.key: (route, there)})
+
+
 def test_a_peers_block_is_put_without_looking(settler: Settler, kernel: Counting) -> None:
     settler.settle(frozenset({route(1)}))
     looks = kernel.looks
@@ -140,6 +145,29 @@ def test_a_doubt_that_comes_while_it_settles_is_not_lost(
     looks = kernel.looks
     settler.settle(plan)
     assert kernel.looks > looks
+
+
+def test_the_kernels_word_is_no_news_where_it_repeats_ours(
+    settler: Settler, kernel: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not settler.expects(said(route(1), True))  # nothing is known yet
+    settler.settle(frozenset({route(1)}))
+    assert settler.expects(said(route(1), True))
+    assert settler.expects(said(route(2), False))
+    assert not settler.expects(said(route(1), False))
+    assert not settler.expects(said(route(2), True))
+    moved = Route(dst=route(1).dst, dev="eth9")
+    assert not settler.expects(said(moved, True))
+    assert not settler.expects(News(other=True))
+    apply, heard = kernel.apply, []
+
+    def told(changes: Iterable[Change]) -> None:
+        apply(changes)
+        heard.append(settler.expects(said(route(2), True)))  # before `settle` has returned
+
+    monkeypatch.setattr(kernel, "apply", told)
+    settler.settle(frozenset({route(1), route(2)}))
+    assert heard == [True]
 
 
 def test_what_was_refused_is_looked_at_again(settler: Settler, kernel: Counting) -> None:

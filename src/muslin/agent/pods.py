@@ -72,6 +72,7 @@ class Pods:
             async for batch in batches:
                 self._take(batch)
                 self._listed = True
+                del batch  # what waits keeps its locals
 
     def _take(self, batch: tuple[Change[Pod], ...]) -> None:
         """One batch into node.db, at once; the first one is everything there is."""

@@ -20,6 +20,7 @@ from muslin.agent.attach import Attachments
 from muslin.agent.world import nodes_part
 from muslin.errors import KernelError
 from muslin.kernel import Kernel
+from muslin.kernel.events import News
 from muslin.log import log
 from muslin.plan.diff import Change, diff, step
 from muslin.plan.objects import InTable, Link, Plan, Ruleset
@@ -36,6 +37,7 @@ class Settler:
     def __init__(self, kernel: Kernel, ledger: Ledger, attachments: Attachments) -> None:
         self._kernel, self._ledger, self._attachments = kernel, ledger, attachments
         self._held: Plan | None = None  # what the kernel was seen to hold, whole
+        self._coming: Plan | None = None  # what it is brought to at this moment
         self._doubts = self._settled = 0
         self.cost = 0.0
 
@@ -43,8 +45,23 @@ class Settler:
         """Somebody may have changed the kernel: the next `settle` looks.  Any thread may say so."""
         self._doubts += 1
 
+    def expects(self, news: News) -> bool:
+        """Whether it says no more than what the kernel should hold.  From any thread."""
+        plans = [p for p in (self._held, self._coming) if p is not None]
+        told = news.routes.values()
+        return not news.other and all(
+            any((route in plan) == there for plan in plans) for route, there in told
+        )
+
     def settle(self, plan: Plan) -> list[str]:
         """Make the kernel hold `plan`; say what it refused."""
+        self._coming = plan
+        try:
+            return self._settle(plan)
+        finally:
+            self._coming = None
+
+    def _settle(self, plan: Plan) -> list[str]:
         doubts = self._doubts
         if self._held is not None and doubts == self._settled:
             changes = step(self._held, plan)
@@ -68,7 +85,8 @@ class Settler:
 
     def _look(self, plan: Plan) -> list[str]:
         """The node's part whole, then what somebody broke of the pods'."""
-        observed = self._kernel.observe(plan)
+        pods = self._attachments.host_plan()
+        observed = self._kernel.observe(plan | pods)
         changes = list(diff(plan, nodes_part(observed)))
         try:
             if any(isinstance(c.obj, Ruleset) and c.verb != "remove" for c in changes):
@@ -79,7 +97,7 @@ class Settler:
         except KernelError as e:
             log.error("kernel.refused", error=str(e))
             refused = self._apply_each(plan)
-        self._mend_pods({o.name for o in observed if isinstance(o, Link)})
+        self._mend_pods(pods, observed)
         try:
             for change in mapped.mend(self._ledger, self._kernel, observed):
                 log.info("kernel.changed", done="; ".join(_line(change)))
@@ -105,12 +123,11 @@ class Settler:
                 refused.append(str(e))
         return refused
 
-    def _mend_pods(self, there: set[str]) -> None:
-        """The node's side of pods whose device is `there`."""
-        pods = self._attachments.host_plan()
-        if not pods:
-            return
-        for change in diff(pods, self._kernel.observe(pods)):
+    def _mend_pods(self, pods: Plan, observed: Plan) -> None:
+        """The node's side of pods whose device is there."""
+        there = {o.name for o in observed if isinstance(o, Link)}
+        slots = {o.key for o in pods}
+        for change in diff(pods, frozenset(o for o in observed if o.key in slots)):
             mends = change.verb != "remove" and not isinstance(change.obj, Link)
             if mends and change.obj.dev in there:
                 with contextlib.suppress(KernelError):  # a pod that is going: its DEL runs now

@@ -32,7 +32,7 @@ from muslin.agent.world import Planner, World, sites
 from muslin.config import Config
 from muslin.errors import Conflict, MuslinError
 from muslin.kernel import Kernel, boot
-from muslin.kernel.events import Events
+from muslin.kernel.events import Events, News
 from muslin.log import log
 from muslin.model import Block, Network, Node, Pool, Site
 from muslin.plan.diff import Change
@@ -102,6 +102,9 @@ class Sync:
         )
         self._seen: dict[type, dict[str, Any]] = {}  # kind → name → value, once first listed
         self._unreadable: dict[type, tuple[str, ...]] = {}
+        self._here: Underlay | None = None  # this machine, until there is reason to look again
+        self._asked = 0  # how often there was
+        self._news = News()
         self._dirty = asyncio.Event()
         self._late = 0.0
         self._published: tuple[Lease, Node] | None = None  # our own record, and what it lives under
@@ -114,6 +117,7 @@ class Sync:
     def look_again(self) -> None:
         """Ask for a pass that trusts nothing it knows of the kernel.  From the loop's thread."""
         self._settler.doubt()
+        self._here, self._asked = None, self._asked + 1
         self.wake()
 
     async def run(self) -> None:
@@ -148,13 +152,14 @@ class Sync:
             self._seen[kind], self._unreadable[kind] = values, faults
             if news:  # another's lease, or its status in Kubernetes, is none
                 self.wake()
+            del update, values  # while it waits for the next one
 
     async def _listen(self) -> None:
         """What changes under us: a device removed, an uplink readdressed, addresses run out."""
         loop = asyncio.get_running_loop()
         with Events() as events, contextlib.closing(Touches(self._config.ledger)) as wishes:
-            later = _Later(loop, self._calm, self.look_again)
-            loop.add_reader(events.fileno(), lambda: later() if events.drain() else None)
+            later = _Later(loop, self._calm, self._judge)
+            loop.add_reader(events.fileno(), lambda: self._take_in(events.drain(), later))
             loop.add_reader(wishes.fd, self._hear, wishes)
             try:
                 while True:
@@ -164,8 +169,20 @@ class Sync:
                 loop.remove_reader(events.fileno())
                 loop.remove_reader(wishes.fd)
 
+    def _take_in(self, news: News, later: Callable[[], None]) -> None:
+        """The kernel's word: to be judged when it has had its say."""
+        if news:
+            self._news.add(news)
+            later()
+
+    def _judge(self) -> None:
+        """Look again, unless the kernel only repeated what we told it."""
+        news, self._news = self._news, News()
+        if not self._settler.expects(news):
+            self.look_again()
+
     def _calm(self) -> float:
-        """How long to wait after the kernel's word; our own changes are announced as well."""
+        """How long to wait after the kernel's word."""
         return min(max(CALM, self._settler.cost * SHARE), LATEST)
 
     def _hear(self, wishes: Touches) -> None:
@@ -202,13 +219,14 @@ class Sync:
                 log.error("pass.failed", error=str(e))
             self._report()
             if failures:
+                self._here = None
                 first, most = BACKOFF
                 pause = min(first * 2**failures, most) * random.uniform(0.5, 1)  # noqa: S311
                 asyncio.get_running_loop().call_later(pause, self.wake)
 
     async def _pass(self) -> bool:
         """Bring everything up to date; False when the kernel refused a part of it."""
-        here = await asyncio.to_thread(self._look, self._config)
+        here = await self._machine()
         world = self._world()
         if world is None:
             self._wait_for_store(here)
@@ -235,6 +253,16 @@ class Sync:
         mtu = min((_mtu(s) for s in view), default=here.mtu)
         self.state = State(ready=ready, faults=tuple(faults), me=me, sites=view, mtu=mtu)
         return not refused
+
+    async def _machine(self) -> Underlay:
+        """This machine as it was when the kernel last gave reason to look."""
+        if self._here is not None and not self._here.faults:
+            return self._here
+        asked = self._asked
+        here = await asyncio.to_thread(self._look, self._config)
+        if asked == self._asked:
+            self._here = here
+        return here
 
     async def _tend(self, pools: Sequence[Pool], taken: Sequence[Block]) -> list[str]:
         """This node's blocks, by its own choice or by Kubernetes'; what is wrong with them."""
@@ -296,7 +324,8 @@ class Sync:
             data=data,
             uplink=here.host.uplink,
         )
-        for site in sites(world, me, here.host):
+        alone = World(networks=world.networks, pools=world.pools)  # peers change nothing in it
+        for site in sites(alone, me, here.host):
             try:
                 said = backend.load(site.network).announce(site, data.get(site.network.name, {}))
             except MuslinError:

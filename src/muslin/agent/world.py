@@ -7,7 +7,7 @@ and `muslin plan --node` for a node it is not on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from muslin import backend
@@ -73,7 +73,10 @@ def _site(world: World, me: Node, host: Host, network: Network) -> Site:
 
 def _sorted(blocks: Iterable[Prefix]) -> tuple[Prefix, ...]:
     """Each once, lowest first, IPv4 before IPv6."""
-    return tuple(sorted(set(blocks), key=lambda c: (c.version, int(c.network_address))))
+    found = set(blocks)
+    if len(found) < 2:
+        return tuple(found)
+    return tuple(sorted(found, key=lambda c: (c.version, int(c.network_address))))
 
 
 def desired(sites: Iterable[Site]) -> Desired:
@@ -86,6 +89,7 @@ class Planner:
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
+        self._base: tuple[list[tuple[object, ...]], Plan] = ([], frozenset())
 
     def desired(self, sites: Iterable[Site]) -> Desired:
         """The plan of these sites, as the function of that name says."""
@@ -105,8 +109,15 @@ class Planner:
             parts.append(here)
             faults += missing
         if fit:
-            parts.append(plan_node.base(fit))
+            parts.append(self._base_of(fit))
         return Desired(frozenset().union(*parts), tuple(faults))
+
+    def _base_of(self, sites: Sequence[Site]) -> Plan:
+        """What every node has, whatever the backend: no peer's blocks are in it."""
+        frames = [_frame(site) for site in sites]
+        if self._base[0] != frames:
+            self._base = (frames, plan_node.base(sites))
+        return self._base[1]
 
 
 class _Known:

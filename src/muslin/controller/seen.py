@@ -152,6 +152,7 @@ class Seen:
                     for bell in self._bells:
                         bell.ring()
                 first = False
+                del batch  # what waits keeps its locals, and the first one is everything
 
     def _take(
         self, batch: tuple[Change[Any], ...], known: dict[str, Any], read: Callable[[Any], Any]

@@ -174,10 +174,14 @@ class Watch(Generic[T]):
                     self._begun = True
                     if batch is not None:
                         yield batch
+                    # What waits keeps its locals, and this one may be the whole state: of a
+                    # thousand nodes and their blocks 3 MiB, with the pages that they came in.
+                    del batch
                 async with aclosing(self._stream()) as stream:
                     async for batch in stream:
                         self._renew()
                         yield batch
+                        del batch
                 wait = 0.0 if self._has_settled() else next(self._resume)
             except MuslinError as e:
                 self._has_settled()
@@ -254,6 +258,7 @@ class Watch(Generic[T]):
                     yield batch
                 if fault is not None:
                     raise fault
+                del batch, lines
             # What is left is a line that was cut off; it comes again.
 
     def _take(

@@ -123,13 +123,15 @@ class KubernetesStore(Store):
                 await stack.enter_async_context(aclosing(self._follow(kind, prefix)))
                 for kind in _within(prefix)
             ]
-            first = [batch for s in streams if (batch := await anext(s, None)) is not None]
-            if len(first) < len(streams):
+            first = [await anext(s, None) for s in streams]
+            if None in first:
                 return  # closed
-            yield tuple(event for batch in first for event in batch)
+            yield tuple(event for batch in first for event in batch or ())
+            del first  # the whole state, as in kube/watch.py
             async with aclosing(_merged(streams)) as batches:
                 async for batch in batches:
                     yield batch
+                    del batch
 
     async def _follow(
         self, kind: type[Value], prefix: str
@@ -143,6 +145,7 @@ class KubernetesStore(Store):
                 if events or not begun:
                     begun = True
                     yield events
+                del batch, told, events
 
     async def lease(self, ttl: float) -> Lease:
         kinds = (KINDS[k] for k in SERVED)
@@ -171,18 +174,21 @@ async def _merged(
     if len(streams) == 1:
         async for only in streams[0]:
             yield only
+            del only
         return
     queue: asyncio.Queue[tuple[Event, ...] | None] = asyncio.Queue(maxsize=1)
 
     async def pump(stream: AsyncGenerator[tuple[Event, ...], None]) -> None:
         async for batch in stream:
             await queue.put(batch)
+            del batch
         await queue.put(None)
 
     tasks = [asyncio.create_task(pump(s)) for s in streams]
     try:
         while (batch := await queue.get()) is not None:
             yield batch
+            del batch
     finally:
         for task in tasks:
             task.cancel()

@@ -101,6 +101,7 @@ class Objects:
         async with aclosing(self.store.watch(prefix_of(kind, within))) as batches:
             async for batch in batches:
                 yield _update(kind, batch)
+                del batch  # what waits keeps its locals, and the first one is the whole state
 
 
 def name_of(value: Network | Pool | Node | Block) -> str:
