@@ -217,7 +217,7 @@ def test_ctrl_c_while_a_lab_comes_up_takes_it_down_again(labs: Labs) -> None:
     argv = labs.argv("up", str(LABS / "three-nodes.toml"), "--name", f"{UNIQUE}-stopped")
     for _ in range(5):
         starting = subprocess.Popen(argv, env=labs.env, stderr=subprocess.PIPE, text=True)
-        wait(lambda: any("agent --config" in line for line in processes(labs.home)), "an agent")
+        wait(ours, "a namespace")  # the first of many things it makes
         starting.send_signal(signal.SIGINT)
         _, said = starting.communicate(timeout=20)
         if starting.returncode != 0:

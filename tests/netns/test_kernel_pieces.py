@@ -157,6 +157,15 @@ def test_facts_of_an_uplink(spaces: Spaces) -> None:
         assert facts.mtu_of("gone") is None
 
 
+def calm(spaces: Spaces, uplink: str = UPLINK) -> str:
+    """A node whose uplink has nothing more to say by itself: no duplicate address detection, and
+    the kernel's deferred word on the carrier (net/core/link_watch.c) is out."""
+    node = spaces.new()
+    run(node, uplink.replace("dev eth0 up", "dev eth0 addrgenmode none up"))
+    run(node, "until ip link show dev eth0 | grep -q 'state UP'; do sleep 0.01; done")
+    return node
+
+
 def heard(events: Events) -> bool:
     ready, _, _ = select.select([events], [], [], 5)
     return bool(ready and events.drain())
@@ -175,8 +184,7 @@ def heard(events: Events) -> bool:
     ],
 )
 def test_a_change_from_outside_is_heard(spaces: Spaces, what: str) -> None:
-    node = spaces.new()
-    run(node, UPLINK.replace("eth0 mtu 1400 type", "eth0 group 109 type"))
+    node = calm(spaces, UPLINK.replace("eth0 mtu 1400 type", "eth0 group 109 type"))
     with netns.inside(node), Events() as events:
         assert not events.drain()
         run(node, what)
@@ -184,8 +192,7 @@ def test_a_change_from_outside_is_heard(spaces: Spaces, what: str) -> None:
 
 
 def test_other_peoples_containers_are_not_heard(spaces: Spaces) -> None:
-    node = spaces.new()
-    run(node, UPLINK)
+    node = calm(spaces)
     with netns.inside(node), Events() as events:
         run(node, "ip link add docker0 type veth peer name x; ip route add 10.0.0.0/8 dev eth0")
         assert select.select([events], [], [], 5)[0]
@@ -193,8 +200,7 @@ def test_other_peoples_containers_are_not_heard(spaces: Spaces) -> None:
 
 
 def test_a_route_that_carries_our_mark_is_told_as_it_is(spaces: Spaces) -> None:
-    node = spaces.new()
-    run(node, UPLINK)
+    node = calm(spaces)
     route = Route(dst=ip_network("10.0.0.0/24"), via=ip_address("192.0.2.9"), dev="eth0")
     with netns.inside(node), Events() as events:
         for verb, there in (("add", True), ("del", False)):
