@@ -119,8 +119,8 @@ class Containerd:
 
     # ── pods ────────────────────────────────────────────────────────────────────────────────
 
-    def run_pod(self, name: str, attempt: int = 0) -> Sandbox:
-        """RunPodSandbox, and what PodSandboxStatus says of it.
+    def run_pod(self, name: str, attempt: int = 0, **more: Any) -> Sandbox:
+        """RunPodSandbox, and what PodSandboxStatus says of it; `more` are fields of its config.
 
         A kubelet counts its attempts: one whose DEL failed too is kept under its number.
         """
@@ -129,6 +129,7 @@ class Containerd:
             "metadata": metadata,
             "hostname": name,
             "linux": {"cgroup_parent": self.machine.cgroup},
+            **more,
         }
         made = self.call("RunPodSandbox", config=config).pod_sandbox_id
         return self.status(made, config)

@@ -2,7 +2,8 @@
 
 The messages are made at run time from the lines below.  Names and numbers are
 those of the public interface (k8s.io/cri-api, runtime/v1); a field that is not
-listed is neither sent nor read, which protobuf allows.
+listed is neither sent nor read, which protobuf allows, and a map is a list of
+pairs, which is how it travels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ PACKAGE = "runtime.v1"
 MESSAGES = """
 PodSandboxMetadata: string name = 1, string uid = 2, string namespace = 3, uint32 attempt = 4
 LinuxPodSandboxConfig: string cgroup_parent = 1
+PortMapping: uint32 protocol = 1, int32 container_port = 2, int32 host_port = 3, string host_ip = 4
+Annotation: string key = 1, string value = 2
 PodSandboxConfig: PodSandboxMetadata metadata = 1, string hostname = 2, string log_directory = 3,
+    repeated PortMapping port_mappings = 5, repeated Annotation annotations = 7,
     LinuxPodSandboxConfig linux = 8
 PodIP: string ip = 1
 PodSandboxNetworkStatus: string ip = 1, repeated PodIP additional_ips = 2

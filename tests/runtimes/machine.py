@@ -36,7 +36,7 @@ from muslin.kernel import boot, netns
 from muslin.kernel.linux import LinuxKernel
 from muslin.lab import build, process, state
 from muslin.lab.boot import environment, socket_of
-from muslin.plan.objects import Element, Plan, is_pods
+from muslin.plan.objects import Element, Plan, Police, Shaper, is_pods
 from muslin.store.ledger import Ledger
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -306,6 +306,10 @@ class Machine:
     def ports(self) -> Plan:
         """The elements of the node's table that lead to pods."""
         return frozenset(o for o in self._observed() if isinstance(o, Element) and is_pods(o))
+
+    def rates(self) -> list[int]:
+        """The limits of pods in bytes per second, of either way."""
+        return [o.rate for o in self._observed() if isinstance(o, Police | Shaper)]
 
     def _observed(self) -> Plan:
         with netns.inside(netns.path_of(build.namespace(self.lab, self.node))):

@@ -17,6 +17,8 @@ from machine import Machine, until
 from muslin.kernel import netns
 from muslin.lab import build, pods
 from muslin.lab.state import Pod
+from muslin.model import PortMapping
+from muslin.plan import ports
 from namespaces import run
 
 pytestmark = [
@@ -60,6 +62,22 @@ def test_a_pod_lives_its_life_through_cri(containerd: Containerd, far: Pod) -> N
     containerd.stop_pod(pod.id)  # a kubelet repeats it
     containerd.remove_pod(pod.id)
     until(lambda: not machine.processes("containerd-shim-runc-v2"), 5)
+
+
+def test_what_a_kubelet_asks_for_a_pod_arrives(containerd: Containerd) -> None:
+    """hostPort, and a limit by annotation, in containerd's own spelling of them."""
+    machine = containerd.machine
+    pod = containerd.run_pod(
+        "web",
+        port_mappings=[{"protocol": 1, "container_port": 53, "host_port": 5353}],
+        annotations=[{"key": "kubernetes.io/egress-bandwidth", "value": "8M"}],
+    )
+    asked = PortMapping(host=5353, pod=53, protocol="udp")
+    assert machine.ports() == ports.elements([asked], pod.addresses)
+    assert machine.rates() == [1_000_000]
+    containerd.stop_pod(pod.id)
+    machine.expect_no_traces()
+    assert (machine.ports(), machine.rates()) == (frozenset(), [])
 
 
 def test_many_pods_start_and_go_side_by_side(containerd: Containerd, far: Pod) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from muslin.cni.capabilities import dns
 from muslin.cni.protocol import Dns, Request, parse
 from muslin.errors import RequestError
 from muslin.model import NOTHING, PortMapping, Rate, Wants, decode, encode
@@ -104,6 +105,19 @@ def test_a_mapping_that_cannot_be_is_refused_by_name(mapping: dict[str, Any], wh
 def error_matches(error: RequestError, why: str) -> None:
     with pytest.raises(RequestError, match=why):
         raise error
+
+
+def test_containerds_spelling_means_the_same() -> None:
+    """Recorded from containerd 1.6 under a kubelet: go-cni's structs have no JSON tags."""
+    mapping = {"HostPort": 18080, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": ""}
+    limits = {"IngressRate": 0, "IngressBurst": 0, "EgressRate": 8_000_000, "EgressBurst": 2**31}
+    names = {"Servers": ["10.96.0.10"], "Searches": ["svc.cluster.local"], "Options": ["ndots:5"]}
+    found = asked({"portMappings": [mapping], "bandwidth": limits, "dns": names})
+    assert [(p.host, p.pod) for p in found.wants.ports] == [(18080, 8080)]
+    assert (found.wants.ingress, found.wants.egress.rate) == (None, 1_000_000)
+    assert dns({"runtimeConfig": {"dns": names}}) == Dns(
+        nameservers=("10.96.0.10",), search=("svc.cluster.local",), options=("ndots:5",)
+    )
 
 
 def test_one_host_port_leads_to_one_port_of_the_pod() -> None:

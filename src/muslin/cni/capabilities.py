@@ -82,6 +82,11 @@ class _Runtime(msgspec.Struct, rename="camel"):
 
 
 _KNOWN = {f.encode_name for f in msgspec.structs.fields(_Runtime)} | _IGNORED
+_NAMES = {
+    field.encode_name.lower(): field.encode_name
+    for struct in (_Port, _Bandwidth, _RuntimeDns)
+    for field in msgspec.structs.fields(struct)
+}
 
 
 class _Args(msgspec.Struct):
@@ -119,7 +124,7 @@ def dns(raw: Mapping[str, Any]) -> Dns | None:
 def _runtime(raw: Mapping[str, Any]) -> _Runtime:
     given = raw.get("runtimeConfig") or {}
     try:
-        found = msgspec.convert(given, _Runtime)
+        found = msgspec.convert({k: _as_go_reads(v) for k, v in given.items()}, _Runtime)
     except msgspec.ValidationError as e:
         raise RequestError(7, f"runtimeConfig: {e}") from e
     for key, value in given.items():
@@ -131,6 +136,17 @@ def _runtime(raw: Mapping[str, Any]) -> _Runtime:
             hint = "remove it from the configuration's `capabilities`"
             raise RequestError(2, f"runtimeConfig {shown(key)}: not supported", hint=hint)
     return found
+
+
+def _as_go_reads(value: Any) -> Any:
+    """With the names of fields as the conventions spell them.
+
+    containerd sends `HostPort` and `IngressRate` (go-cni/types.go has no JSON tags), and nobody
+    noticed: Go's decoder ignores case (encoding/json, Unmarshal).
+    """
+    if isinstance(value, dict):
+        return {_NAMES.get(k.lower(), k): _as_go_reads(v) for k, v in value.items()}
+    return [_as_go_reads(v) for v in value] if isinstance(value, list) else value
 
 
 def _args(raw: Mapping[str, Any]) -> _Args:
