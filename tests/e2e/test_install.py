@@ -326,6 +326,16 @@ async def test_a_dry_removal_changes_nothing(cluster: Cluster) -> None:
     assert cluster.state() == before
     assert found["nodes: muslin node clean"] == "changed"
     assert found["Namespace muslin-system"] == "removed"
+async def test_a_server_without_a_version_of_its_own_is_told_by_its_release(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def version(_: Api) -> str:
+        return "v1.36 (v0.0.0-master+8e16b12f)"
+
+    monkeypatch.setattr(Api, "version", version)
+    assert (await cluster.muslin("install", "--dry-run")).exit_code == 0
+
+
     assert found["CustomResourceDefinition blocks.muslin.io"] == "removed"
 
 

@@ -389,9 +389,24 @@ async def test_an_ipv6_address_is_bracketed_on_the_wire() -> None:
         assert server.requests[0].headers["host"] == f"[::1]:{server.port}"
 
 
-async def test_version_is_the_servers(server: Scripted, api: Api) -> None:
-    server.others = [answer(200, {"gitVersion": "v1.36.2", "major": "1"}), text(200, b"hello")]
-    assert await api.version() == "v1.36.2"
+@pytest.mark.parametrize(
+    ("told", "version"),
+    [
+        ({"gitVersion": "v1.36.2"}, "v1.36.2"),
+        ({"gitVersion": "v1.36.2", "major": "1", "minor": "36"}, "v1.36.2"),
+        ({"gitVersion": "v1.31.4-eks-1", "major": "1", "minor": "31+"}, "v1.31.4-eks-1"),
+        # Recorded: a server built from source without the build's own flags.
+        (
+            {"gitVersion": "v0.0.0-master+8e16b12f", "major": "1", "minor": "36"},
+            "v1.36 (v0.0.0-master+8e16b12f)",
+        ),
+    ],
+)
+async def test_version_is_the_servers(
+    server: Scripted, api: Api, told: dict[str, str], version: str
+) -> None:
+    server.others = [answer(200, told), text(200, b"hello")]
+    assert await api.version() == version
     with pytest.raises(NotReady, match="not an API server"):
         await api.version()
 

@@ -15,6 +15,7 @@ the one that nobody cleans.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -61,8 +62,9 @@ class Rollout:
     async def check(self) -> str:
         """The server's version; ConfigError if it is older than what the manifests need."""
         version = await self._api.version()
-        major, minor = (_digits(part) for part in [*version.lstrip("v").split("."), "0"][:2])
-        if (major, minor) < tuple(int(n) for n in crd.OLDEST.split(".")):
+        found = re.match(r"v?(\d+)\.(\d+)", version)
+        oldest = tuple(map(int, crd.OLDEST.split(".")))
+        if found is None or tuple(map(int, found.groups())) < oldest:
             fault = f"the API server is {version}; Muslin needs {crd.OLDEST} or later"
             raise ConfigError("kubernetes", [fault])
         return version
@@ -324,10 +326,6 @@ def _agent() -> Target:
 
 def _namespace(targets: Iterable[Target]) -> str:
     return next((t.namespace for t in targets if t.namespace), _agent().namespace)
-
-
-def _digits(text: str) -> int:
-    return int("".join(c for c in text if c.isdigit()) or "0")  # 1.27+ of some vendors
 
 
 def _is_ready(pod: Pod) -> bool:

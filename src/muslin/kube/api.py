@@ -230,14 +230,22 @@ class Api:
         return Watch(self._wire, query, type, heard, spread=seconds).batches()
 
     async def version(self) -> str:
-        """The server's version, such as `v1.36.2`."""
+        """The server's version, such as `v1.36.2`.
+
+        A server that was built without one says `v0.0.0-…`, and knows its release all the same:
+        then both, `v1.36 (v0.0.0-…)`.
+        """
         answer = await self._wire.ask("GET", "/version")
         if not answer.ok:
             raise NotReady(f"{self._wire}: version: {status_of(answer.body).message}")
         try:
-            return msgspec.json.decode(answer.body, type=_Version).gitVersion
+            found = msgspec.json.decode(answer.body, type=_Version)
         except msgspec.MsgspecError as e:
             raise NotReady(f"{self._wire}: not an API server: {e}") from e
+        release = f"v{found.major}.{found.minor.rstrip('+')}"  # `27+` of some vendors
+        if not found.major or found.gitVersion.startswith(release):
+            return found.gitVersion
+        return f"{release} ({found.gitVersion})"
 
     async def close(self) -> None:
         """Close all connections and end all watches.  Repeating it is success."""
@@ -273,6 +281,8 @@ class Api:
 
 class _Version(msgspec.Struct, frozen=True):
     gitVersion: str  # noqa: N815  (the wire's word)
+    major: str = ""
+    minor: str = ""
 
 
 def _typed(kind: Kind, body: Mapping[str, Any]) -> Object:
