@@ -245,6 +245,7 @@ async def test_a_hundred_blocks_come_and_go_for_a_few_writes(cluster: Cluster) -
     await cluster.leader()
     began, before = time.monotonic(), cluster.server.storage.revision
     await cluster.blocks(range(100))
+    lists = await replica.metric("muslin_watch_lists_total")
     for i in range(100):
         name = f"a.10.1.{i // 16}.{i % 16 * 16}-28"
         await cluster.server.send("DELETE", f"{GROUP}/blocks/{name}")
@@ -258,6 +259,7 @@ async def test_a_hundred_blocks_come_and_go_for_a_few_writes(cluster: Cluster) -
     renewals = seconds / 0.4 + 2
     writes = cluster.server.storage.revision - before - 200
     assert writes <= seconds + 3 + renewals, (writes, seconds)
+    assert await replica.metric("muslin_watch_lists_total") == lists > 0  # all by watches
     patches = await replica.metric("muslin_controller_requests_total")
     await asyncio.sleep(2)
     lists = await replica.metric("muslin_controller_requests_total") - patches

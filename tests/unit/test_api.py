@@ -18,6 +18,7 @@ from muslin.cli.main import app
 from muslin.controller import networks
 from muslin.kernel import boot
 from muslin.store.memory import MemoryStore
+from muslin.tally import Tally
 
 
 @pytest.fixture
@@ -75,6 +76,19 @@ async def test_dels_that_nobody_has_done_yet_are_told(agent: Agent, tmp_path: Pa
     assert told["journal"]["waiting"] == 2
     assert 70 <= told["journal"]["oldest"] < 75
     assert sorted(a["state"] for a in told["attachments"]) == ["deleting", "deleting", "ready"]
+
+
+async def test_what_watches_cost_the_api_server_is_told(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = Tally()
+    monkeypatch.setattr("muslin.agent.api.tally", counts)
+    assert json.loads((await status(tmp_path, "--json")).output)["watches"] == {}
+    for _ in range(2):
+        counts.listed("pods")
+    counts.ended("pods", "gone")
+    told = json.loads((await status(tmp_path, "--json")).output)
+    assert told["watches"] == {"pods": {"lists": 2, "ends": {"gone": 1}}}
 
 
 async def test_without_an_agent_the_dels_it_has_missed_are_told(tmp_path: Path) -> None:

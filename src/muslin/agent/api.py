@@ -21,6 +21,7 @@ from muslin.agent.sync import Sync
 from muslin.errors import MuslinError, NotReady, RequestError
 from muslin.plan.render import render, render_changes
 from muslin.store.ledger import Ledger
+from muslin.tally import tally
 
 LONGEST = 1 << 16  # bytes of a question
 TIMEOUT = 10.0  # seconds for a question to arrive, and for an answer
@@ -106,6 +107,7 @@ class Api:
                 for name, peer in sorted(peers.items())
             ],
             "journal": {"waiting": dels.count, "oldest": round(dels.oldest, 1)},
+            "watches": tally.shown(),
             "attachments": [
                 {
                     "container": a.container,

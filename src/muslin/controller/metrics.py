@@ -8,6 +8,8 @@ is imported can add to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -16,7 +18,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from muslin.tally import tally
 
 TYPE = CONTENT_TYPE_LATEST
 
@@ -29,6 +35,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        self._registry.register(_Watches())
         self.leading = Gauge(
             "muslin_controller_leading", "1 while this replica leads.", registry=self._registry
         )
@@ -76,3 +83,25 @@ class Metrics:
     def text(self) -> bytes:
         """The page that Prometheus reads."""
         return generate_latest(self._registry)
+
+
+class _Watches(Collector):
+    """What `muslin.tally` has counted, read when the page is."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        lists = CounterMetricFamily(
+            "muslin_watch_lists",
+            "Lists of everything that a watch began with or could not go on without.",
+            labels=("resource",),
+        )
+        for resource, count in sorted(tally.lists.items()):
+            lists.add_metric((resource,), count)
+        yield lists
+        ends = CounterMetricFamily(
+            "muslin_watch_ends",
+            "Watches that ended: gone (410, a list follows), ended (as they do), silent, error.",
+            labels=("resource", "reason"),
+        )
+        for words, count in sorted(tally.ends.items()):
+            ends.add_metric(words, count)
+        yield ends

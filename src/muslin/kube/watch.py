@@ -46,6 +46,7 @@ from muslin.kube.pauses import RESUME, SPREAD, pauses, relists
 from muslin.kube.told import Change, Event, Listed, Reader, Told
 from muslin.kube.wire import QuietError, Wire
 from muslin.log import log
+from muslin.tally import End, tally
 
 T = TypeVar("T")
 
@@ -182,6 +183,7 @@ class Watch(Generic[T]):
                         self._renew()
                         yield batch
                         del batch
+                self._tell_end("ended")
                 wait = 0.0 if self._has_settled() else next(self._resume)
             except MuslinError as e:
                 self._has_settled()
@@ -204,7 +206,9 @@ class Watch(Generic[T]):
 
     def _after(self, fault: MuslinError) -> float:
         """What `fault` makes of the version, and how long to wait; raise it if waiting is vain."""
-        if isinstance(fault, QuietError):
+        quiet, gone = isinstance(fault, QuietError), isinstance(fault, Gone)
+        self._tell_end("silent" if quiet else "gone" if gone else "error")
+        if quiet:
             return self._wire.uniform(0.0, RESUME[0])
         vain = isinstance(fault, ConfigError) and not isinstance(fault, Denied | Unserved)
         if vain and not self._begun:
@@ -215,13 +219,19 @@ class Watch(Generic[T]):
             self._heard(self._lost)
         if self._version and (vain or isinstance(fault, Busy)):  # not: nobody answered
             self._refusals += 1
-        if isinstance(fault, Gone) or self._refusals >= _REFUSALS:
+        if gone or self._refusals >= _REFUSALS:
             self._version = ""
             self._refusals = 0
             return next(self._relist)
         return next(self._resume) + (fault.after if isinstance(fault, Busy) else 0.0)
 
+    def _tell_end(self, why: End) -> None:
+        """Count it, but for our own closing and for lists, which have no version yet."""
+        if self._version and not self._wire.closed.is_set():
+            tally.ended(self._query.kind.resource, why)
+
     async def _list(self) -> tuple[tuple[Change[T], ...] | None, str]:
+        tally.listed(self._query.kind.resource)
         relist = self._told.relist()
         version = ""
         async with aclosing(pages(self._wire, self._query)) as found:
