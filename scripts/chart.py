@@ -17,6 +17,18 @@ IMAGE = (
     "        imagePullPolicy: {{ .Values.image.pullPolicy }}\n"
 )
 
+METRICS_PORT = '{{ regexFind "[0-9]+$" .Values.controller.listen }}'
+WEBHOOK_PORT = '{{ regexFind "[0-9]+$" .Values.controller.webhook }}'
+# Which value decides whether a file's objects are made at all.
+SWITCHES = {
+    "services.yaml": "metrics.service",
+    "webhook.yaml": "controller.webhook",
+    "policy.yaml": "networkPolicy",
+    "flannel.yaml": "flannel",
+}
+# Template → where its manifest is, of those that no file of that name in deploy/base has.
+ELSEWHERE = {"flannel.yaml": "overlays/flannel/access.yaml"}
+
 # File → what is replaced by what, each exactly as often as it stands there, at least once.
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "agent-rbac.yaml": (),
@@ -34,6 +46,9 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
             "    # IPv6 pods on kernels before 6.17, which have no switch per interface:\n"
             "    # global_forwarding = true\n",
             "    blocks = {{ .Values.blocks | quote }}\n"
+            "    {{- with .Values.flannel }}\n"
+            "    flannel = {{ . | quote }}\n"
+            "    {{- end }}\n"
             "    {{- with .Values.agent.settings }}\n"
             "    {{- . | nindent 4 }}\n"
             "    {{- end }}\n",
@@ -41,6 +56,13 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
         (
             '    listen = "0.0.0.0:9808"\n',
             "    listen = {{ .Values.controller.listen | quote }}\n",
+        ),
+        (
+            '    webhook = "0.0.0.0:9809"\n',
+            "    webhook = {{ .Values.controller.webhook | quote }}\n"
+            "    {{- with .Values.controller.settings }}\n"
+            "    {{- . | nindent 4 }}\n"
+            "    {{- end }}\n",
         ),
     ),
     "agent.yaml": (
@@ -53,16 +75,37 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
             "      maxUnavailable: 10%\n",
             "      maxUnavailable: {{ .Values.agent.maxUnavailable }}\n",
         ),
+        (
+            "        kubernetes.io/os: linux\n",
+            "        kubernetes.io/os: linux\n"
+            "        {{- if .Values.flannel }}\n"
+            '        muslin.io/agent: "true"\n'
+            "        {{- end }}\n",
+        ),
         ("          path: /opt/cni/bin\n", "          path: {{ .Values.agent.cniBinDir }}\n"),
         ("          path: /etc/cni/net.d\n", "          path: {{ .Values.agent.cniConfDir }}\n"),
     ),
     "controller.yaml": (
         ("        image: muslin\n", IMAGE),
         ("  replicas: 2\n", "  replicas: {{ .Values.controller.replicas }}\n"),
+        ("          containerPort: 9808\n", f"          containerPort: {METRICS_PORT}\n"),
+        (
+            "        - name: webhook\n          containerPort: 9809\n          protocol: TCP\n",
+            "        {{- if .Values.controller.webhook }}\n"
+            f"        - name: webhook\n          containerPort: {WEBHOOK_PORT}\n"
+            "          protocol: TCP\n"
+            "        {{- end }}\n",
+        ),
     ),
-    "services.yaml": (),
+    # Headless: whoever asks its name talks to the pods' own port.
+    "services.yaml": (("    port: 9808\n", f"    port: {METRICS_PORT}\n"),),
     "webhook.yaml": (),
     "policy.yaml": (),
+    "flannel.yaml": (
+        ("serviceaccount:muslin-system:", "serviceaccount:{{ .Release.Namespace }}:"),
+        ("namespace: kube-flannel\n", 'namespace: {{ regexFind "^[^/]+" .Values.flannel }}\n'),
+        ('"kube-flannel-cfg"', '{{ regexFind "[^/]+$" .Values.flannel | quote }}'),
+    ),
 }
 _RESOURCES = re.compile(r"        resources:\n((?:          .*\n)+)")
 _POD_LABELS = re.compile(
@@ -74,7 +117,8 @@ def pages(deploy: Path) -> dict[Path, str]:
     """Every generated file of the chart and its text."""
     chart = deploy / "helm" / "muslin"
     made = {
-        chart / "templates" / name: NOTE + template(name, (deploy / "base" / name).read_text())
+        chart / "templates" / name: NOTE
+        + template(name, (deploy / ELSEWHERE.get(name, f"base/{name}")).read_text())
         for name in PARTS
     }
     for crd in sorted((deploy / "crds").glob("*.yaml")):
@@ -103,8 +147,6 @@ def template(name: str, text: str) -> str:
         text, sizes = _RESOURCES.subn(sized, text)
         if (found, sizes) != (1, 1):
             raise ValueError(f"{name}: one pod with resources is expected")
-    if name == "services.yaml":
-        text = "{{- if .Values.metrics.service }}\n" + text + "{{- end }}\n"
-    if name == "policy.yaml":
-        text = "{{- if .Values.networkPolicy }}\n" + text + "{{- end }}\n"
+    if switch := SWITCHES.get(name):
+        text = f"{{{{- if .Values.{switch} }}}}\n{text}{{{{- end }}}}\n"
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import tomllib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typer.testing import CliRunner
 from apiserver import ApiServer, Settings
 from muslin.cli.main import app
 from muslin.controller import rollout
-from muslin.controller.manifests import targets
+from muslin.controller.manifests import MANAGER, targets
+from muslin.controller.offers import OFFERED
 from muslin.controller.rollout import Rollout
 from muslin.errors import ConfigError, NotReady
 from muslin.kube import Access, Api
@@ -219,6 +221,79 @@ async def _mine(cluster: Cluster) -> tuple[Json | None, Json | None]:
     return settings, await cluster.api.get(KINDS[Network], "default")
 
 
+async def older(cluster: Cluster, *, by: str, agent: str = "") -> Json:
+    """Settings as they were before there was a webhook, written by `by`."""
+    await installed(cluster, "--image", "here/muslin:0.0.9")
+    first = (
+        'store = "kubernetes:"\n# mine\nlisten = "0.0.0.0:1"\n[store_options]\nnamespace = "x"\n'
+    )
+    told = {"metadata": {"annotations": {OFFERED: None}}, "data": {"controller.toml": first}}
+    if agent:
+        told["data"]["agent.toml"] = agent
+    async with Api(Access(server=cluster.server.url, token="admin"), manager=by) as api:
+        return await api.patch(known.CONFIG_MAPS, "muslin", told, namespace=HOME)
+
+
+@pytest.mark.parametrize("by", ["kubectl-edit", MANAGER])
+async def test_an_upgrade_adds_the_settings_that_are_new_and_names_them(
+    cluster: Cluster, by: str
+) -> None:
+    """Whoever wrote what is there; a line of it never changes."""
+    before = await older(cluster, by=by)
+    state = cluster.state()
+    asked = await cluster.muslin("upgrade", "--dry-run")
+    line = 'added to controller.toml: webhook = "0.0.0.0:9809"'
+    assert (asked.exit_code, line in asked.output) == (0, True), asked.output
+    assert cluster.state() == state
+    done = await cluster.muslin("upgrade")
+    assert (done.exit_code, line in done.output) == (0, True), done.output
+    after, _ = await _mine(cluster)
+    assert after is not None
+    assert after["data"]["agent.toml"] == before["data"]["agent.toml"]
+    text = after["data"]["controller.toml"]
+    assert text.endswith(before["data"]["controller.toml"])
+    assert tomllib.loads(text) == {
+        "store": "kubernetes:",
+        "listen": "0.0.0.0:1",
+        "webhook": "0.0.0.0:9809",
+        "store_options": {"namespace": "x"},
+    }
+    again = await cluster.muslin("upgrade")
+    assert again.exit_code == 0
+    assert "added" not in again.output
+    assert (await _mine(cluster))[0] == after
+
+
+async def test_a_setting_that_was_taken_out_again_stays_out(cluster: Cluster) -> None:
+    """Each is offered once; one that was there from the start is missing by intent."""
+    await older(cluster, by="kubectl-edit", agent='store = "kubernetes:"\n')
+    assert (await cluster.muslin("upgrade")).exit_code == 0
+    out = {"data": {"controller.toml": 'store = "kubernetes:"\n'}}
+    await cluster.api.patch(known.CONFIG_MAPS, "muslin", out, namespace=HOME)
+    before = await _mine(cluster)
+    assert (await cluster.muslin("upgrade")).exit_code == 0
+    assert await _mine(cluster) == before
+    assert before[0] is not None
+    assert before[0]["data"]["agent.toml"] == 'store = "kubernetes:"\n'
+
+
+async def test_an_upgrade_does_not_write_over_a_change_of_the_same_moment(
+    cluster: Cluster,
+) -> None:
+    await older(cluster, by="kubectl-edit")
+    async with Api(Access(server=cluster.server.url, token="admin"), manager=MANAGER) as api:
+        made = Rollout(api)
+        [settings] = [t for t in await made.upgradable("") if t.stage == "settings"]
+        mine = {"data": {"agent.toml": "spare = 8\n"}}
+        await cluster.api.patch(known.CONFIG_MAPS, "muslin", mine, namespace=HOME)
+        with pytest.raises(NotReady, match="ConfigMap muslin-system/muslin"):
+            [_ async for _ in made.apply([settings])]
+    now, _ = await _mine(cluster)
+    assert now is not None
+    assert now["data"]["agent.toml"] == "spare = 8\n"
+    assert "webhook" not in now["data"]["controller.toml"]
+
+
 async def test_an_upgrade_of_nothing_says_so(cluster: Cluster) -> None:
     done = await cluster.muslin("upgrade")
     assert done.exit_code == 1
@@ -249,6 +324,16 @@ async def test_a_server_that_is_too_old_is_refused(
     done = await cluster.muslin("install")
     assert "v1.30.14; Muslin needs 1.31 or later" in done.output
     assert cluster.state() == before
+
+
+async def test_a_server_without_a_version_of_its_own_is_told_by_its_release(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def version(_: Api) -> str:
+        return "v1.36 (v0.0.0-master+8e16b12f)"
+
+    monkeypatch.setattr(Api, "version", version)
+    assert (await cluster.muslin("install", "--dry-run")).exit_code == 0
 
 
 async def test_waiting_ends_with_what_is_missing(cluster: Cluster) -> None:
@@ -326,16 +411,6 @@ async def test_a_dry_removal_changes_nothing(cluster: Cluster) -> None:
     assert cluster.state() == before
     assert found["nodes: muslin node clean"] == "changed"
     assert found["Namespace muslin-system"] == "removed"
-async def test_a_server_without_a_version_of_its_own_is_told_by_its_release(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def version(_: Api) -> str:
-        return "v1.36 (v0.0.0-master+8e16b12f)"
-
-    monkeypatch.setattr(Api, "version", version)
-    assert (await cluster.muslin("install", "--dry-run")).exit_code == 0
-
-
     assert found["CustomResourceDefinition blocks.muslin.io"] == "removed"
 
 

@@ -40,9 +40,10 @@ class Chart:
             "include": lambda name, data: self._render(name.rpartition("/")[2], data),
             "nindent": lambda n, text: "\n" + "\n".join(" " * n + ln for ln in text.split("\n")),
             "print": lambda *words: "".join(map(str, words)),
+            "regexFind": lambda what, text: m[0] if (m := re.search(what, text)) else "",
             "quote": lambda text: json.dumps(str(text)),
             "sha256sum": lambda text: hashlib.sha256(text.encode()).hexdigest(),
-            "toYaml": lambda v: yaml.safe_dump(v, default_flow_style=False).removesuffix("\n"),
+            "toYaml": _yaml,
         }
 
     def rendered(self) -> dict[str, str]:
@@ -136,6 +137,11 @@ class Chart:
                 value = value.get(name) if isinstance(value, Mapping) else None
             return value
         return self._functions[token]
+
+
+def _yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=False)
+    return text.removesuffix("\n").removesuffix("\n...")  # which ends a text that is no map or list
 
 
 def _parts(text: str) -> Iterator[tuple[str, str]]:

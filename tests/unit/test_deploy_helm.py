@@ -1,9 +1,9 @@
 """The chart, rendered: with its own values it is deploy/overlays/vxlan, with others what they say.
 
 Helm is in no registry that we use.  Templates are rendered by a small reader of our own
-(tests/helm/template.py); where Go and sprig are installed, Go's text/template renders them too and
-both must give the same.  Not tested: Helm's own order of creation, hooks (there are none) and
-`lookup`.
+(tests/helm/template.py); where Go and sprig are installed, Go's text/template renders them too, and
+where a `helm` is on the PATH, Helm itself does, and all must give the same.  Not tested: Helm's own
+order of creation, hooks (there are none) and `lookup`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,11 @@ def test_the_settings_are_what_the_programs_take(tmp_path: Path) -> None:
     agent = config.load(tmp_path / "agent.toml", {"MUSLIN_NODE": "n"})
     assert (agent.global_forwarding, agent.log_level, agent.blocks) == (True, "debug", "podcidr")
     assert agent.store_options == {"namespace": "net"}
-    assert config.controller(tmp_path / "controller.toml", {"MUSLIN_IDENTITY": "x"})
+    text = objects(data(controller__settings='log_level = "debug"\nlease = 30.0'))
+    controller = config_of(text["ConfigMap", "muslin"]["data"]["controller.toml"])
+    assert (controller.log_level, controller.lease) == ("debug", 30.0)
+    controller = config.controller(tmp_path / "controller.toml", {"MUSLIN_IDENTITY": "x"})
+    assert controller.store_options == {"namespace": "net"}
 
 
 def test_other_settings_make_other_pods() -> None:
@@ -122,7 +127,7 @@ def test_values_go_where_they_belong() -> None:
             image__tag="9",
             agent__tolerations=[{"key": "a", "operator": "Exists"}],
             agent__cniBinDir="/usr/lib/cni",
-            agent__resources={},
+            agent__resources=None,  # Helm merges maps: {} would be the defaults
             controller__replicas=3,
             metrics__service=False,
             networkPolicy=False,
@@ -131,7 +136,7 @@ def test_values_go_where_they_belong() -> None:
     agent = made["DaemonSet", "muslin-agent"]["spec"]["template"]["spec"]
     assert agent["containers"][0]["image"] == "here/muslin:9"
     assert agent["tolerations"] == [{"key": "a", "operator": "Exists"}]
-    assert agent["containers"][0]["resources"] == {}
+    assert agent["containers"][0]["resources"] is None
     paths = {v["name"]: v["hostPath"]["path"] for v in agent["volumes"] if "hostPath" in v}
     assert paths["cni-bin"] == "/usr/lib/cni"
     mounts = {m["name"]: m["mountPath"] for m in agent["containers"][0]["volumeMounts"]}
@@ -165,6 +170,38 @@ def test_no_network_is_made_where_none_is_wanted() -> None:
     assert "nodes stay NotReady until you apply one" in notes
 
 
+def test_ports_are_where_the_controllers_listen() -> None:
+    """Probes, Prometheus and the API server ask by the ports' names: they must be the settings'."""
+    made = objects(data(controller__listen="[::]:9818", controller__webhook="0.0.0.0:9819"))
+    told = config_of(made["ConfigMap", "muslin"]["data"]["controller.toml"])
+    assert (told.address[1], (told.webhook_address or ("", 0))[1]) == (9818, 9819)
+    [one] = made["Deployment", "muslin-controller"]["spec"]["template"]["spec"]["containers"]
+    assert {p["name"]: p["containerPort"] for p in one["ports"]} == {
+        "metrics": 9818,
+        "webhook": 9819,
+    }
+    [port] = made["Service", "muslin-controller"]["spec"]["ports"]
+    assert port["port"] == 9818, "a headless service's name leads to the pods' own port"
+
+
+def test_without_a_webhook_nobody_is_sent_to_one() -> None:
+    made = objects(data(controller__webhook=""))
+    text = made["ConfigMap", "muslin"]["data"]["controller.toml"]
+    assert config_of(text).webhook_address is None
+    webhook = {("ValidatingWebhookConfiguration", "muslin"), ("Service", "muslin-webhook")}
+    assert not webhook & made.keys()
+    [one] = made["Deployment", "muslin-controller"]["spec"]["template"]["spec"]["containers"]
+    assert [p["name"] for p in one["ports"]] == ["metrics"]
+
+
+def config_of(text: str) -> config.Controller:
+    """The controller's settings, by the program's own reading."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "controller.toml"
+        file.write_text(text)
+        return config.controller(file, {"MUSLIN_IDENTITY": "x"})
+
+
 def test_every_value_is_described_and_used() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     texts = "".join(p.read_text() for p in (CHART / "templates").iterdir())
@@ -196,16 +233,23 @@ def test_the_chart_is_of_this_version() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"namespace": "net", "agent__settings": "a = 1\nb = 2", "network__pools__v6__cidr": ""},
-        {"network__create": False, "metrics__service": False, "networkPolicy": False},
-        {"agent__resources": {}, "network__options": {"mtu": 1400}, "network__estate": ["::/0"]},
-    ],
-)
-def test_go_renders_the_same(changes: Json, tmp_path: Path) -> None:
+SETS: list[Json] = [
+    {},
+    {"namespace": "net", "agent__settings": "a = 1\nb = 2", "network__pools__v6__cidr": ""},
+    {"network__create": False, "metrics__service": False, "networkPolicy": False},
+    {"agent__resources": None, "network__options": {"mtu": 1400}, "network__estate": ["::/0"]},
+    {
+        "controller__listen": "[::]:9818",
+        "controller__webhook": "[::]:9819",
+        "controller__settings": 'log_level = "debug"\nlease = 30.0',
+        "network__pools__v4__block": 24,
+    },
+    {"controller__webhook": "", "image__tag": "9", "agent__tolerations": [], "blocks": "podcidr"},
+]
+
+
+@pytest.mark.parametrize("changes", SETS)
+def test_go_renders_the_same(changes: Json, tmp_path_factory: pytest.TempPathFactory) -> None:
     go = shutil.which("go")
     if go is None or not (GOCODE / "src/github.com/Masterminds/sprig").is_dir():
         pytest.skip(
@@ -214,7 +258,8 @@ def test_go_renders_the_same(changes: Json, tmp_path: Path) -> None:
         )
     given = data(**changes)
     asked = [go, "run", str(ROOT / "tests" / "helm" / "render.go"), str(CHART)]
-    cache = {"GOCACHE": os.environ.get("GOCACHE", str(tmp_path / "go"))}
+    # One for all of them: to compile takes ten times as long as to render.
+    cache = {"GOCACHE": os.environ.get("GOCACHE", str(tmp_path_factory.getbasetemp() / "go"))}
     environment = {**os.environ, "GO111MODULE": "off", "GOPATH": str(GOCODE), **cache}
     done = subprocess.run(
         asked, input=json.dumps(given), env=environment, capture_output=True, text=True, check=False
@@ -227,3 +272,58 @@ def test_go_renders_the_same(changes: Json, tmp_path: Path) -> None:
             assert text == ours[name]
         else:
             assert list(yaml.safe_load_all(text)) == list(yaml.safe_load_all(ours[name])), name
+
+
+# ── Helm itself, where there is one ─────────────────────────────────────────────────────────────
+
+
+def helm(*words: str, given: Json, into: Path) -> subprocess.CompletedProcess[str]:
+    found = shutil.which("helm")
+    if found is None:
+        pytest.skip("no helm")
+    values = into / "values.yaml"
+    values.write_text(yaml.safe_dump(given["Values"]))
+    # A cluster that is not asked has no version; Helm takes that of its own libraries otherwise.
+    argv = [found, *words, str(CHART), "--values", str(values), "--kube-version", "1.31.0"]
+    home = {name: str(into) for name in ("HOME", "HELM_CONFIG_HOME", "HELM_CACHE_HOME")}
+    return subprocess.run(
+        [*argv, "--namespace", given["Release"]["Namespace"]],
+        env={**os.environ, **home}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SETS)
+def test_helm_renders_the_same(changes: Json, tmp_path: Path) -> None:
+    given = data(**changes)
+    done = helm("template", "muslin", given=given, into=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs = {(o["kind"], o["metadata"]["name"]): o for o in yaml.safe_load_all(done.stdout) if o}
+    assert theirs == objects(given)
+
+
+@pytest.mark.parametrize("changes", SETS)
+def test_helm_has_nothing_against_it(changes: Json, tmp_path: Path) -> None:
+    done = helm("lint", "--strict", given=data(**changes), into=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image__repository": ""},
+        {"image__tag": 1.0},
+        {"blocks": "both"},
+        {"network__backend": "host-gw"},
+        {"network__name": "A"},
+        {"network__pools__v4__cidr": "10.0.0.0"},
+        {"controller__replicas": 0},
+        {"controller__listen": "0.0.0.0"},
+        {"controller__webhook": "9809"},
+        {"agent__cniBinDir": "opt"},
+    ],
+)
+def test_helm_refuses_values_that_cannot_work(changes: Json, tmp_path: Path) -> None:
+    done = helm("template", "muslin", given=data(**changes), into=tmp_path)
+    assert done.returncode != 0
+    [path] = changes
+    assert "/" + path.replace("__", "/") in done.stderr

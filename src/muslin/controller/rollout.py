@@ -17,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
-from muslin.controller import manifests
+from muslin.controller import manifests, offers
 from muslin.controller.manifests import MADE_BY, MANAGER, Target
 from muslin.errors import ConfigError, Conflict, NotReady
 from muslin.kube import Api, Kind, crd
@@ -88,18 +88,22 @@ class Rollout:
     async def upgradable(self, image: str) -> list[Target]:
         """What an upgrade applies: all but settings and networks that are there, which are yours.
 
-        The image stays where it was pulled from, unless one is named.
+        Settings that are new are added (`offers`).  The image stays where it
+        was pulled from, unless one is named.
         """
         agent = _agent()
         live = await self._api.get(agent.kind, agent.name, namespace=agent.namespace)
         if live is None:
             raise ConfigError("upgrade", ["Muslin is not installed here"], hint="muslin install")
-        targets = [t for t in _base() if t.stage != "network"]
-        settings = next(t for t in targets if t.stage == "settings")
+        selector = live["spec"]["template"]["spec"].get("nodeSelector") or {}
+        targets = _base("flannel" if manifests.CHOSEN in selector else "hostgw")
+        [at] = [n for n, t in enumerate(targets) if t.stage == "settings"]
+        settings = targets[at]
         found = await self._api.get(settings.kind, settings.name, namespace=settings.namespace)
         if found is not None:
-            targets.remove(settings)
-        data = (found or settings.body).get("data", {})
+            targets[at : at + 1] = with_offers(settings, found)
+        data = next((t.body["data"] for t in targets if t.stage == "settings"), None)
+        data = data or (found or {}).get("data") or {}
         new = image or manifests.newer(manifests.image_of(live))
         return manifests.complete(targets, data, image=new)
 
@@ -138,7 +142,7 @@ class Rollout:
             raise ConfigError("uninstall", [fault], hint="delete them first, or --force")
         async for outcome in self._clean_nodes(force):
             yield outcome
-        base = _base()
+        base = _base("flannel")  # which has all that there may be
         for target in (t for t in reversed(base) if t.stage == "workloads"):
             yield await self._delete(target.kind, target.name, target.namespace)
         for target in (t for t in base if t.kind == known.VALIDATING_WEBHOOKS):
@@ -220,6 +224,8 @@ class Rollout:
 
     async def _apply(self, target: Target, force: bool) -> Outcome:
         kind, name, namespace = target.kind, target.name, target.namespace
+        if target.added is not None:
+            return await self._add(target, target.added)
         try:
             before = await self._api.get(kind, name, namespace=namespace)
             after = await self._api.apply(kind, name, target.body, namespace=namespace, force=force)
@@ -232,6 +238,27 @@ class Rollout:
         found = tuple(manifests.changes(before, after))
         verb: Verb = "created" if before is None else "changed" if found else "same"
         return Outcome(str(target), verb, found)
+
+    async def _add(self, target: Target, lines: tuple[str, ...]) -> Outcome:
+        """Write what has more than before and nothing else, whoever wrote what was there.
+
+        By server-side apply where all of it is ours, so that it stays ours
+        alone; by a patch where others have a part.  Both name the version
+        that was read, so that nobody's change is lost in between.
+        """
+        kind, name, namespace = target.kind, target.name, target.namespace
+        try:
+            try:
+                await self._api.apply(kind, name, target.body, namespace=namespace)
+            except Conflict:
+                meta, data = target.body["metadata"], target.body["data"]
+                meta = {part: meta[part] for part in ("annotations", "resourceVersion")}
+                await self._api.patch(
+                    kind, name, {"metadata": meta, "data": data}, namespace=namespace
+                )
+        except Conflict as e:
+            raise NotReady(f"{target}: {e.message}", hint="do the same again") from e
+        return Outcome(str(target), "changed", lines)
 
     async def _delete(self, kind: Kind, name: str, namespace: str = "") -> Outcome:
         what = f"{kind.kind} {'/'.join(filter(None, (namespace, name)))}"
@@ -316,8 +343,26 @@ class Rollout:
             return str(e)
 
 
-def _base() -> list[Target]:
-    return [t for t in manifests.targets(manifests.grounds()[0]) if t.stage != "network"]
+def with_offers(base: Target, live: dict[str, Any]) -> list[Target]:
+    """The settings with what is new in `base`; nothing if nothing is."""
+    made = offers.offer(base.body, live)
+    annotation = (live["metadata"].get("annotations") or {}).get(offers.OFFERED)
+    if not made.lines and annotation == made.offered:
+        return []
+    meta = base.body["metadata"]
+    meta = {
+        **meta,
+        "annotations": {**meta.get("annotations", {}), offers.OFFERED: made.offered},
+        "resourceVersion": live["metadata"]["resourceVersion"],
+    }
+    lines = tuple(f"added to {line}" for line in made.lines)
+    body = {**base.body, "metadata": meta, "data": made.files}
+    return [replace(base, body=body, added=lines)]
+
+
+def _base(ground: str = "hostgw") -> list[Target]:
+    """What every installation has; beside flannel there is more (deploy/overlays/flannel)."""
+    return [t for t in manifests.targets(ground) if t.stage != "network"]
 
 
 def _agent() -> Target:
