@@ -12,6 +12,7 @@ import typer
 from muslin import __version__
 from muslin.cli import install, lab, networks, node, show
 from muslin.cli.output import reported
+from muslin.extras import require
 
 app = typer.Typer(
     help="A flat container network for pods, virtual machines and physical machines.",
@@ -50,6 +51,7 @@ def controller(
     with reported():
         from muslin import config as settings
 
+        require("kubernetes", "muslin controller")
         settings.controller(config)  # a fault is said here
     # Another program in this process's place, as above.
     arguments = ["--config", str(config.resolve())] if config else []

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from muslin.extras import require
 from muslin.kube.access import Access, Exec, in_cluster, kubeconfig
 from muslin.kube.kinds import Kind
 from muslin.kube.times import micro_time, parse_time
@@ -50,6 +51,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "Api":
+        require("kubernetes", "Kubernetes")
         from muslin.kube.api import Api
 
         return Api

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from muslin.extras import require
 from muslin.store import Store
 from muslin.store.url import EtcdAt, KubernetesAt, MemoryAt, SqliteAt, parse
 
@@ -26,8 +27,8 @@ def open_store(
 
     Does not wait for it: a store that cannot be reached says so (NotReady, or
     ConfigError for a file that cannot be used) when it is first called.
-    Raise ConfigError for a malformed URL, an unknown option or a certificate
-    file that cannot be read.
+    Raise ConfigError for a malformed URL, an unknown option, a certificate
+    file that cannot be read, or an extra that the store needs and is not installed.
     """
     match parse(url, options):
         case MemoryAt():
@@ -39,10 +40,12 @@ def open_store(
 
             return SqliteStore(path)
         case EtcdAt() as at:
+            require("etcd", "store etcd")
             from muslin.store.etcd import EtcdStore
 
             return EtcdStore(at)
         case KubernetesAt() as at:
+            require("kubernetes", "store kubernetes")
             from muslin import kube
             from muslin.store.kubernetes import KubernetesStore
 
