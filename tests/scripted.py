@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
+from apiserver.accepting import stop_accepting
 from muslin.kube import Access
 
 Json = Mapping[str, Any]
@@ -205,6 +206,7 @@ class Scripted:
 
     async def kill(self) -> None:
         """Break every connection and refuse new ones."""
+        await stop_accepting(self._server.sockets)
         self._server.close()
         for task in list(self._tasks):
             task.cancel()

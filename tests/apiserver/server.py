@@ -19,6 +19,7 @@ from typing import Any, Self
 import yaml
 from aiohttp import web
 
+from .accepting import stop_accepting
 from .auth import ADMIN_TOKEN, Accounts
 from .call import Answer
 from .collector import Collector
@@ -59,6 +60,7 @@ class ApiServer:
         self.core.faults.mute_watches = self._mute_watches
         self.collector = Collector(self)
         self._runner: web.ServerRunner | None = None
+        self._listener: socket.socket | None = None
         self._collecting: asyncio.Task[None] | None = None
 
     @property
@@ -107,6 +109,7 @@ class ApiServer:
         self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=0.5)
         await self._runner.setup()
         context = self.tls.server_context() if self.tls else None
+        self._listener = listener
         await web.SockSite(self._runner, listener, ssl_context=context, backlog=4096).start()
         if self.settings.collect:
             self._collecting = asyncio.create_task(self.collector.run())
@@ -118,6 +121,9 @@ class ApiServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._collecting
             self._collecting = None
+        if self._listener is not None:
+            await stop_accepting([self._listener])
+            self._listener = None
         if abort:
             self.router.watches.abort_all()
         self.router.watches.finish_all()

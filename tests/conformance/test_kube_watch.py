@@ -35,27 +35,11 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "sink", lambda *_: None)
 
 
-class Server(ApiServer):
-    """Accepts no connection while it stops.
-
-    asyncio (3.11, Server._attach) loses the socket of one that it is accepting
-    while the listener closes, and the tests end on the ResourceWarning.
-    TODO: belongs into ApiServer.stop.
-    """
-
-    async def stop(self, *, abort: bool = False) -> None:
-        for site in self._runner.sites if self._runner else ():
-            asyncio.get_running_loop().remove_reader(site._sock)  # type: ignore[attr-defined]
-        for _ in range(4):  # those that are being accepted
-            await asyncio.sleep(0)
-        await super().stop(abort=abort)
-
-
 @pytest.fixture(params=["event", "status"])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[ApiServer]:
     """One that says 410 in either way."""
     settings = Settings(plain_gone=request.param == "status", bookmark_interval=0.3)
-    async with Server(settings=settings) as made:
+    async with ApiServer(settings=settings) as made:
         yield made
 
 
@@ -290,7 +274,7 @@ async def test_lists_of_many_pages_are_of_one_instant(server: ApiServer, tmp_pat
 
 async def test_watches_go_over_tls(tmp_path: Path) -> None:
     certificate = Certificate.make(tmp_path)
-    async with Server(tls=certificate) as server, reach(server, tmp_path) as api:
+    async with ApiServer(tls=certificate) as server, reach(server, tmp_path) as api:
         await api.create(NAMESPACES, {"metadata": {"name": "ns"}})
         follower = Follower(api, NAMESPACES, ConfigMap)
         await follower.until(lambda: ("", "ns") in follower.state)
