@@ -421,6 +421,33 @@ def test_pods_start_while_the_api_server_is_away_and_all_converges_after(node: M
     until(lambda: "ips" in node.add("late", late), 30)
 
 
+def test_a_pod_that_took_the_defaults_unknown_is_told_when_the_api_server_is_back(
+    node: Machine,
+) -> None:
+    node.stop()
+    asked = node.pod("asked", annotations={"muslin.io/network": "blue"})
+    plain = node.pod("plain")
+    node.kill_api()
+    node.start(wait=False)
+    until(lambda: node.cni("STATUS", "") == {})
+    for name, uid in (("asked", asked), ("plain", plain)):
+        assert addresses(node.add(name, uid))[0].startswith("10.244.")
+    assert node.log().count("pod.unknown") == 2
+    node.serve()
+    events = "/apis/events.k8s.io/v1/namespaces/default/events"
+    until(lambda: node.items(events), 60)
+    (event,) = node.items(events)
+    assert (event["reason"], event["regarding"]["uid"]) == ("NetworkRequestMissed", asked)
+    assert "annotation muslin.io/network blue" in event["note"]
+    assert "delete the pod" in event["note"]
+    node.cni("DEL", "c-asked", "asked", asked)
+    node.unpod("asked")
+    again = node.pod("asked", annotations={"muslin.io/network": "blue"})
+    until(lambda: "10.9." in str(node.add("asked", again, "c-again")), 30)
+    time.sleep(1.5)  # a round of telling
+    assert len(node.items(events)) == 1
+
+
 def test_an_agent_that_starts_before_the_api_server_ever_ran_makes_a_node_of_it(
     bare: Machine,
 ) -> None:

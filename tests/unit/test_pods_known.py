@@ -20,7 +20,7 @@ from muslin.cni.protocol import Request
 from muslin.errors import Exhausted, NotReady, RequestError, Taken
 from muslin.model import encode
 from muslin.store.ledger import Ledger
-from muslin.store.pods import MOST, WATCH, PodKey, PodRow
+from muslin.store.pods import MISSED, MOST, WATCH, PodKey, PodRow
 
 UID = "0f3c0a3e-7d07-4d7a-9b5e-0d1f0a3c5e11"
 OTHER = "0f3c0a3e-7d07-4d7a-9b5e-0d1f0a3c5e12"
@@ -146,6 +146,9 @@ def test_without_an_api_server_there_are_defaults_at_once(
     assert pods.wishes(asked()) == NONE
     assert time.monotonic() - began < 2
     assert [line.split()[0] for line in told] == ["pod.unknown"]
+    (remembered,) = node.ledger.failures()
+    assert (remembered.pod, remembered.uid, remembered.reason) == (POD, UID, MISSED)
+    assert "API server" in remembered.message
 
 
 @pytest.mark.parametrize("how", ["no word", "former boot", "starting"])
@@ -223,6 +226,18 @@ def test_failures_that_a_person_must_mend_are_counted_by_pod_and_uid(node: Node)
     assert [(f.uid, f.reason, f.times) for f in found] == [(OTHER, "AddressTaken", 2)]
     node.ledger.learn({POD: None})
     assert node.ledger.failures() == []
+
+
+def test_a_disk_that_is_full_keeps_no_pod_from_its_defaults(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise NotReady("node.db: no space left")
+
+    pods = node.known()
+    node.watch("away")
+    monkeypatch.setattr(node.ledger, "failed", full)
+    assert pods.wishes(asked()) == NONE
 
 
 def test_failures_are_bounded(node: Node) -> None:

@@ -29,7 +29,7 @@ from muslin.kube.values import KINDS, to_object
 from muslin.log import log
 from muslin.model import Node, Pool, Wants
 from muslin.store.ledger import Ledger
-from muslin.store.pods import PodKey
+from muslin.store.pods import MISSED, PodKey
 
 POD = PodKey("default", "a")
 READY = Standing(ready=True, faults=(), mtu=1450)
@@ -275,11 +275,11 @@ async def test_a_node_that_has_no_object_yet_is_told_of_later(here: Here) -> Non
         await here.until(lambda: len(here.server.writes) == 1)
 
 
-def attached(ledger: Ledger, pod: str, container: str = "c1") -> None:
+def attached(ledger: Ledger, pod: str, container: str = "c1", *, network: str = "blue") -> None:
     pool = Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=29)
     ledger.hold(ip_network("10.0.0.8/29"), pool)
     ledger.claim(
-        container, "eth0", netns="/n", conf="m", network="blue", mtu=1450, pools=[pool],
+        container, "eth0", netns="/n", conf="m", network=network, mtu=1450, pools=[pool],
         wants=Wants(pod=pod),
     )  # fmt: skip
     ledger.ready(container, "eth0")
@@ -360,6 +360,47 @@ async def test_a_pod_that_fails_again_and_again_gets_one_event(here: Here) -> No
     assert event["regarding"]["uid"] == uid
     assert event["reportingInstance"] == "muslin-agent-n1"
     assert PODS.kind == event["regarding"]["kind"]
+
+
+async def test_a_pod_that_was_attached_unknown_is_told_what_it_lacks(here: Here) -> None:
+    """Once, also after a restart and long after the ADD; `a` has what it asks for, `b` has not."""
+    asked = {"muslin.io/network": "blue"}
+    uids = {name: (await here.bound(name, annotations=asked))["metadata"]["uid"] for name in "ab"}
+    await here.bound("plain")
+    for name in ("a", "b", "plain"):
+        key = PodKey("default", name)
+        here.ledger.failed(key, uids.get(name, ""), reason=MISSED, message="it was away")
+    attached(here.ledger, "default/a")
+    attached(here.ledger, "default/b", "c2", network="default")
+    attached(here.ledger, "default/plain", "c3", network="default")
+    events = f"POST {EVENTS.path('default')}"
+    for _ in range(2):
+        async with here.running() as cluster:
+            cluster._events._clock = lambda: boot.clock() + 7200
+            for _ in range(10):
+                cluster.tell(READY)
+                await asyncio.sleep(0.02)
+            await here.until(lambda: events in here.server.writes)
+    (event,) = (await here.get(EVENTS.path("default")))["items"]
+    assert (event["reason"], event["type"]) == ("NetworkRequestMissed", "Warning")
+    assert event["regarding"]["name"] == "b"
+    assert event["regarding"]["uid"] == uids["b"]
+    assert event["note"] == (
+        "attached with the defaults (it was away), without what it asks for:"
+        " annotation muslin.io/network blue; delete the pod: a new one gets it"
+    )
+
+
+async def test_a_pod_made_anew_is_not_told_what_the_former_missed(here: Here) -> None:
+    await here.bound("a", annotations={"muslin.io/network": "blue"})
+    here.ledger.failed(POD, "another", reason=MISSED, message="it was away")
+    attached(here.ledger, "default/a", network="default")  # the former's, not deleted yet
+    async with here.running() as cluster:
+        await here.until(lambda: here.watch() == "here")
+        for _ in range(10):
+            cluster.tell(READY)
+            await asyncio.sleep(0.02)
+    assert not [w for w in here.server.writes if "events" in w]
 
 
 async def test_one_failure_is_nobodys_business_yet(here: Here) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from muslin.agent import wishes
 from muslin.agent.ground import Ground
-from muslin.agent.wishes import NONE, Wishes, joined, narrowed
+from muslin.agent.wishes import NONE, Wishes, joined, missed, narrowed
 from muslin.cni import capabilities
 from muslin.cni.protocol import Request
 from muslin.errors import RequestError
-from muslin.model import Host, Network, Pool, Rate, Wants, decode, encode
+from muslin.model import Host, Network, Pool, Rate, Wants, decode, encode, mac_of
+from muslin.store.ledger import Attachment
 
 ASKED = Request(verb="ADD", network="default", wants=Wants(pod="shop/db-1"))
 
@@ -188,3 +189,54 @@ def test_pools_narrow_the_network_and_must_be_its_own() -> None:
     assert narrowed(where, read(pools="six")).pools == (six,)
     with pytest.raises(RequestError, match="has no pool web; it has four, six"):
         narrowed(where, read(pools="four,web"))
+
+
+# ── beside what a pod has ───────────────────────────────────────────────────────────────────────
+
+FIRST, SECOND = ip_address("10.0.0.9"), ip_address("fd00::9")
+HAS = Attachment(
+    dev="mu1", container="c", ifname="eth0", netns="/n", conf="m", network="default", mtu=1450,
+    state="ready", since=0.0, wants=Wants(pod="shop/db-1"), addresses=(FIRST, SECOND),
+)  # fmt: skip
+POOLS = ("four", "six")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"network": "default"},
+        {"pools": "six,four,other"},
+        {"addresses": "fd00::9"},
+        {"mac": mac_of(FIRST)},
+    ],
+)
+def test_who_has_what_it_asks_for_misses_nothing(asked: dict[str, str]) -> None:
+    assert missed(read(**asked), HAS, POOLS) == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"network": "blue"}, "annotation muslin.io/network blue"),
+        ({"pools": "four"}, "annotation muslin.io/pools four"),
+        ({"addresses": "10.0.0.9,fd00::8"}, "annotation muslin.io/addresses 10.0.0.9,fd00::8"),
+        ({"mac": "02:00:00:00:00:01"}, "annotation muslin.io/mac 02:00:00:00:00:01"),
+        ({"kubernetes.io/ingress-bandwidth": "20M"}, "annotation kubernetes.io/ingress-bandwidth"),
+        ({"kubernetes.io/egress-bandwidth": "20M"}, "annotation kubernetes.io/egress-bandwidth"),
+    ],
+)
+def test_what_is_missing_is_named(asked: dict[str, str], words: str) -> None:
+    assert missed(read(**asked), HAS, POOLS) == (words,)
+
+
+def test_a_wish_that_makes_no_sense_was_not_met_either() -> None:
+    (words,) = missed(read(mac="nonsense"), HAS, POOLS)
+    assert words.startswith("annotation muslin.io/mac 'nonsense': ")
+
+
+def test_what_the_runtime_brought_by_itself_is_not_missing() -> None:
+    own = Rate(rate=1000, burst=1000)
+    has = replace(HAS, wants=Wants(ingress=own, egress=own, mac="02:00:00:00:00:01"))
+    limits = {"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "1G"}
+    assert missed(read(mac="02:00:00:00:00:01", **limits), has, POOLS) == ()

@@ -91,7 +91,12 @@ class Cluster:
         self._report = Report(api, own.name)
         self._pods = Pods(api, ledger, own.name, self._due.set) if pods else None
         self._told = PodReport(api, ledger)
-        self._events = Events(api, ledger, own.name)
+        self._events = Events(api, ledger, own.name, self._pods.wishing if self._pods else {})
+        self.flannel: Flannel | None = None
+        if flannel:
+            from muslin.agent.flannel import Flannel  # late: most clusters have none
+
+            self.flannel = Flannel(api, ledger, flannel, own=own, pods=self._pods, due=self._due)
 
     def tell(self, standing: Standing) -> None:
         """How this node is now."""

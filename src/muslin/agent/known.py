@@ -15,7 +15,8 @@ So the order in which things start does not matter where it can be told which
 it was, and a node that lost its API server starts the pods it was given.  A
 watch that ends and is begun again is no such loss: it must be lost for `GONE`.
 In the last two lines a pod may get the defaults instead of what it asks for;
-that is logged, and if it is wrong the pod is to be deleted.
+that is logged, and if it is wrong the pod is to be deleted: `agent.events`
+tells its owner when both are known.
 
 A pod that the kubelet has from a file is known to the API server only by its
 mirror, which may never come (its namespace is missing, say): for it the wait
@@ -42,7 +43,7 @@ from muslin.kernel import boot
 from muslin.log import log
 from muslin.model import decode, encode
 from muslin.store.ledger import Ledger
-from muslin.store.pods import WATCH, PodKey
+from muslin.store.pods import MISSED, WATCH, PodKey
 
 IFNAME = "eth0"  # the interface that a kubelet means; others come by other hands (Multus)
 PATIENCE = 5.0  # seconds; a kubelet's own deadline is 4 minutes
@@ -112,7 +113,7 @@ class Known:
         if found is not None:
             return found
         if state == "away":
-            return self._without(pod, "the API server is away")
+            return self._without(pod, uid, "the API server is away")
         if not self._seats.acquire(blocking=False):
             raise NotReady(f"pod {_name(pod)}: not known yet, and others wait already")
         try:
@@ -136,22 +137,25 @@ class Known:
             if found is not None:
                 return found
             if state == "away":
-                return self._without(pod, "the API server went away")
+                return self._without(pod, uid, "the API server went away")
             if time.monotonic() >= deadline:
                 break
             time.sleep(POLL)
         if state == "starting":
-            return self._without(pod, "the API server was not reached yet")
+            return self._without(pod, uid, "the API server was not reached yet")
         if uid and not _UUID.fullmatch(uid):
-            return self._without(pod, "a pod from a file, and the API server has no mirror of it")
+            why = "a pod from a file, and the API server has no mirror of it"
+            return self._without(pod, uid, why)
         which = f" with uid {uid}" if uid else ""
         raise NotReady(
             f"pod {_name(pod)}{which}: the API server has not told this node of it",
             hint="it was deleted, or bound to another node; else see `muslin status`",
         )
 
-    def _without(self, pod: PodKey, why: str) -> Wishes:
+    def _without(self, pod: PodKey, uid: str, why: str) -> Wishes:
         log.warning("pod.unknown", pod=_name(pod), why=why, gets="the defaults")
+        with contextlib.suppress(MuslinError):  # for agent.events, once it is known
+            self._ledger.failed(pod, uid, reason=MISSED, message=why)
         return NONE
 
     def _look(self, pod: PodKey, uid: str) -> tuple[Wishes | None, State]:

@@ -21,7 +21,7 @@ known here is refused: a typing error must not become a default.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -33,6 +33,8 @@ from muslin.cni.environment import shown
 from muslin.cni.protocol import Request
 from muslin.errors import RequestError
 from muslin.model import Address, Rate
+from muslin.model import mac_of as address_mac
+from muslin.store.ledger import Attachment
 
 PREFIX = "muslin.io/"
 NETWORK, POOLS = PREFIX + "network", PREFIX + "pools"
@@ -188,6 +190,27 @@ def joined(request: Request, wishes: Wishes) -> Request:
         egress=asked.egress or wishes.egress,
     )
     return replace(request, wants=wants, network=wishes.network or request.network)
+
+
+def missed(wishes: Wishes, found: Attachment, pools: Collection[str]) -> tuple[str, ...]:
+    """What the pod asks for and `found` has not, in words; `pools`: of its addresses.
+
+    A limit that differs is met: the runtime's wins over the annotation's.
+    """
+    if wishes.fault:
+        return (wishes.fault,)
+    given = found.wants
+    mac = given.mac or address_mac(found.addresses[0])
+    strange = [name for name in pools if wishes.pools and name not in wishes.pools]
+    unmet = (
+        (NETWORK, wishes.network, wishes.network not in ("", found.network)),
+        (POOLS, ",".join(wishes.pools), bool(strange)),
+        (ADDRESSES, ",".join(map(str, wishes.ips)), not set(wishes.ips) <= set(found.addresses)),
+        (MAC, wishes.mac, wishes.mac not in ("", mac)),
+        (INGRESS, "", wishes.ingress is not None and given.ingress is None),
+        (EGRESS, "", wishes.egress is not None and given.egress is None),
+    )
+    return tuple(f"annotation {key} {value}".rstrip() for key, value, is_so in unmet if is_so)
 
 
 def narrowed(where: Ground, wishes: Wishes) -> Ground:

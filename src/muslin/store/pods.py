@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 WATCH = "pods"  # the fact: how the watch of pods is (agent/known.py)
+# The reason of no failure: an ADD that took the defaults, since nobody knew what the pod asks for.
+MISSED = "NetworkRequestMissed"
 MOST = 100  # failures; the oldest go
 
 
