@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,9 +19,10 @@ from muslin.agent.host import Underlay
 from muslin.agent.sync import Sync
 from muslin.config import Config
 from muslin.controller import networks
+from muslin.errors import KernelError
 from muslin.kernel.fake import FakeKernel
 from muslin.model import Block, Host, Network, Node, Pool
-from muslin.plan.objects import Addr, Link, Present, Route
+from muslin.plan.objects import Addr, Link, Plan, Present, Route
 from muslin.store.ledger import Ledger
 from muslin.store.memory import MemoryStore
 from muslin.store.objects import Objects
@@ -144,6 +146,51 @@ async def test_a_route_that_somebody_removed_comes_back(agent: Agent) -> None:
     agent.kernel._ours = {k: o for k, o in agent.kernel._ours.items() if "10.244.9" not in repr(k)}
     agent.sync.look_again()  # in life, a netlink event
     await agent.until(lambda: agent.routes() == {"10.244.9.0/26 via 192.0.2.2"})
+
+
+async def test_a_peers_block_does_not_wait_for_a_look(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agent.peer("n3", "192.0.2.3/24", "10.244.8.0/26")
+    await agent.until(lambda: len(agent.routes()) == 1)  # all of its own is in place
+    looking, over = threading.Event(), threading.Event()
+    observe = agent.kernel.observe
+
+    def slow(about: Plan = frozenset()) -> Plan:
+        looking.set()
+        over.wait(20)
+        return observe(about)
+
+    monkeypatch.setattr(agent.kernel, "observe", slow)
+    agent.sync.look_again()
+    await agent.until(looking.is_set)
+    try:
+        await agent.peer("n2", "192.0.2.2/24", "10.244.9.0/26")
+        there = ip_network("10.244.9.0/26")
+        await agent.until(lambda: any(getattr(c.obj, "dst", 0) == there for c in agent.kernel.log))
+    finally:
+        over.set()
+    await agent.until(lambda: not agent.sync._settler.doubtful)
+    assert agent.routes() == {"10.244.8.0/26 via 192.0.2.3", "10.244.9.0/26 via 192.0.2.2"}
+
+
+async def test_a_check_that_fails_is_followed_by_a_whole_look(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agent.peer("n2", "192.0.2.2/24", "10.244.9.0/26")
+    await agent.until(lambda: len(agent.routes()) == 1)
+    observe, failures = agent.kernel.observe, [KernelError("list", "routes", 4)]
+
+    def once(about: Plan = frozenset()) -> Plan:
+        if failures:
+            raise failures.pop()
+        return observe(about)
+
+    agent.kernel._ours = {k: o for k, o in agent.kernel._ours.items() if "10.244.9" not in repr(k)}
+    monkeypatch.setattr(agent.kernel, "observe", once)
+    agent.sync.look_again()
+    await agent.until(lambda: not failures and len(agent.routes()) == 1)
+    assert agent.sync.state.ready
 
 
 async def test_a_record_that_does_not_decode_is_a_fault_and_hides_nothing(agent: Agent) -> None:

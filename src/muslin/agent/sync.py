@@ -5,9 +5,11 @@
     timer, ADDs out of room ───┘
 
 Everything that happens only marks the world as dirty; one task does the
-passes, one at a time, and a pass looks at the newest world there is.  A pass
-that fails is repeated with backoff, and what failed stands in `faults` until
-it no longer does.  The kernel keeps forwarding whatever happens here.
+passes, one at a time, and a pass looks at the newest world there is.  What
+others may have changed in the kernel is checked beside the passes, which do
+not wait for it (settle.py).  A pass that fails is repeated with backoff, and
+what failed stands in `faults` until it no longer does.  The kernel keeps
+forwarding whatever happens here.
 """
 
 from __future__ import annotations
@@ -93,6 +95,7 @@ class Sync:
         cluster: Cluster | None = None,
     ) -> None:
         self.state = State()
+        self.synced = asyncio.Event()  # once the kernel was brought to what the store says
         self._cluster = cluster
         self._config, self._ledger, self._look = config, ledger, look
         self._planner, self._settler = Planner(), Settler(kernel, ledger, attachments)
@@ -105,7 +108,7 @@ class Sync:
         self._here: Underlay | None = None  # this machine, until there is reason to look again
         self._asked = 0  # how often there was
         self._news = News()
-        self._dirty = asyncio.Event()
+        self._dirty, self._doubtful = asyncio.Event(), asyncio.Event()
         self._late = 0.0
         self._published: tuple[Lease, Node] | None = None  # our own record, and what it lives under
         self._installed: tuple[str, ...] | None = None  # what the CNI plugin's place leaves to mend
@@ -133,6 +136,7 @@ class Sync:
             tasks.create_task(self._listen())
             tasks.create_task(self._keep_lease())
             tasks.create_task(self._passes())
+            tasks.create_task(self._checks())
             if self._cluster is not None:
                 tasks.create_task(self._cluster.run(self.wake, self._blocks.renew))
 
@@ -224,6 +228,14 @@ class Sync:
                 pause = min(first * 2**failures, most) * random.uniform(0.5, 1)  # noqa: S311
                 asyncio.get_running_loop().call_later(pause, self.wake)
 
+    async def _checks(self) -> None:
+        """After the pass that a doubt leads to: it knows what should be there by now."""
+        while True:
+            await self._doubtful.wait()
+            self._doubtful.clear()
+            if not await asyncio.to_thread(self._settler.check):
+                self.wake()
+
     async def _pass(self) -> bool:
         """Bring everything up to date; False when the kernel refused a part of it."""
         here = await self._machine()
@@ -241,6 +253,8 @@ class Sync:
         view = sites(world.holding(me.name, own), me, here.host)
         want = self._planner.desired(view)
         refused = await asyncio.to_thread(self._settler.settle, want.plan)
+        if self._settler.doubtful:
+            self._doubtful.set()
         self._tell(view, here)
         faults += [*want.faults, *here.faults, *refused]
         if any(p.cidr.version == 6 for s in view for p in s.pools):
@@ -252,6 +266,8 @@ class Sync:
             faults += await self._install()
         mtu = min((_mtu(s) for s in view), default=here.mtu)
         self.state = State(ready=ready, faults=tuple(faults), me=me, sites=view, mtu=mtu)
+        if ready:
+            self.synced.set()
         return not refused
 
     async def _machine(self) -> Underlay:

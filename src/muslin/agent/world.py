@@ -71,12 +71,11 @@ def _site(world: World, me: Node, host: Host, network: Network) -> Site:
     )
 
 
-def _sorted(blocks: Iterable[Prefix]) -> tuple[Prefix, ...]:
+def _sorted(blocks: Sequence[Prefix]) -> tuple[Prefix, ...]:
     """Each once, lowest first, IPv4 before IPv6."""
-    found = set(blocks)
-    if len(found) < 2:
-        return tuple(found)
-    return tuple(sorted(found, key=lambda c: (c.version, int(c.network_address))))
+    if len(blocks) < 2:  # nearly all nodes, and each is asked for at every change
+        return tuple(blocks)
+    return tuple(sorted(set(blocks), key=lambda c: (c.version, int(c.network_address))))
 
 
 def desired(sites: Iterable[Site]) -> Desired:

@@ -99,18 +99,15 @@ def text(kind: int, value: str) -> bytes:
 
 def attributes(data: bytes) -> Attributes:
     """The attributes in `data`; the last of a kind wins."""
-    return dict(attribute_list(data))
-
-
-def attribute_list(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The attributes in `data`, one by one."""
-    at = 0
-    while at + 4 <= len(data):
+    found: Attributes = {}
+    at, last = 0, len(data) - 4
+    while at <= last:
         size, kind = _ATTRIBUTE.unpack_from(data, at)
         if size < 4:
-            return
-        yield kind & 0x3FFF, data[at + 4 : at + size]
+            break
+        found[kind & 0x3FFF] = data[at + 4 : at + size]
         at += size + 3 & ~3
+    return found
 
 
 class Socket:

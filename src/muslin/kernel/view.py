@@ -9,7 +9,7 @@ devices that `about` names there, and again its slots.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muslin.kernel import codec, links, tc
 from muslin.kernel.netlink import Socket
@@ -48,20 +48,18 @@ class _Scope:
     keys: frozenset[tuple[object, ...]]  # slots that were asked for by name
 
     def shows(self, obj: Object) -> bool:
-        if obj.key in self.keys:
+        if obj.dev in self.devices or (self.home and isinstance(obj, Route | Rule)):
             return True
-        if isinstance(obj, Route | Rule) and self.home:
-            return True
-        return obj.dev in self.devices
+        return obj.key in self.keys
 
 
 def _scope(ns: str | None, devices: Iterable[links.Device], about: Plan) -> _Scope:
-    keys = frozenset(o.key for o in about)
-    if ns is None:
-        ours = frozenset(d.name for d in devices if d.is_ours)
-        return _Scope(home=True, devices=ours, keys=keys)
-    named = frozenset(o.dev for o in about if o.dev is not None)
-    return _Scope(home=False, devices=named, keys=keys)
+    """Which devices, and beside what stands on them which slots."""
+    home = ns is None
+    shown = (d.name for d in devices if d.is_ours) if home else (o.dev for o in about if o.dev)
+    scope = _Scope(home=home, devices=frozenset(shown), keys=frozenset())
+    # Hashing a slot takes longer than reading what is in it, and nearly all is shown anyway.
+    return replace(scope, keys=frozenset(o.key for o in about if not scope.shows(o)))
 
 
 def _links(ns: str | None, devices: Iterable[links.Device], about: Plan) -> Iterator[Link]:

@@ -95,7 +95,7 @@ def step(before: Plan, after: Plan) -> list[Change] | None:
     whether they can stand: links, addresses, switches, the table.
     """
     new, old = after - before, before - after
-    if not all(isinstance(o, Route | Neigh | Fdb | Rule) for o in (*new, *old)):
+    if not all(isinstance(o, Route | Neigh | Fdb | Rule | Element) for o in (*new, *old)):
         return None
     return list(diff(new, old))
 
