@@ -66,6 +66,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # Where blocks come from: `claim` takes them from the pools as they are needed; `podcidr` takes
     # the ranges that Kubernetes gave the node (spec.podCIDRs), and no others.
     blocks: Literal["claim", "podcidr"] = "claim"
+    # flannel's ConfigMap, `NAMESPACE/NAME`, in whose network this node is a peer of nodes that run
+    # flanneld; "": there is no flannel.  Blocks are podCIDRs then.
+    flannel: str = ""
     # Does the agent put the CNI plugin and its configuration in place, once the node is ready?
     cni_install: bool = False
     # Where runtimes look for plugins.
@@ -248,6 +251,10 @@ def _faults(config: Config) -> list[str]:
         faults.append(f"spare {config.spare}: from 0 to 65536")
     if config.blocks == "podcidr" and not config.kubernetes:
         faults.append("blocks 'podcidr': only Kubernetes gives nodes podCIDRs; store is another")
+    if config.flannel and not re.fullmatch(rf"[a-z0-9-]{{1,63}}/{LABEL.pattern}", config.flannel):
+        faults.append(f"flannel {config.flannel!r}: NAMESPACE/NAME of flannel's ConfigMap")
+    if config.flannel and config.blocks != "podcidr":
+        faults.append("flannel: its nodes' ranges are their podCIDRs; set blocks to 'podcidr'")
     faults += _log_level(config.log_level)
     # sun_path holds 108 bytes with its NUL (unix(7)).
     if len(str(config.api_socket)) > 107:

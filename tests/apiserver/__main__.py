@@ -23,7 +23,7 @@ async def _serve(args: argparse.Namespace) -> None:
         tls = Certificate.make(args.certs or Path(scratch)) if args.tls else None
         settings = Settings(rbac=args.rbac, collect=not args.no_collect)
         storage = Storage(journal=args.state)
-        api = ApiServer(settings=settings, storage=storage, port=args.port, tls=tls)
+        api = ApiServer(settings=settings, storage=storage, host=args.host, port=args.port, tls=tls)
         async with api:
             if args.kubeconfig:
                 api.kubeconfig(args.kubeconfig)
@@ -34,6 +34,7 @@ async def _serve(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.apiserver", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--kubeconfig", type=Path, help="write a kubeconfig here")
     parser.add_argument("--tls", action="store_true", help="serve HTTPS")
     parser.add_argument("--certs", type=Path, help="directory for the certificates")

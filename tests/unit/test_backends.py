@@ -45,13 +45,13 @@ def site(kind: str, *addresses: str, **more: Any) -> Site:
 
 
 def test_every_backend_is_found_by_its_file() -> None:
-    assert backend.names() == ("hostgw", "vxlan")
+    assert backend.names() == ("flannel", "hostgw", "vxlan")
     for name in backend.names():
         assert backend.load(network(name)).overhead(site(name)) >= 0
 
 
 def test_an_unknown_backend_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'teleport' is not one of: hostgw, vxlan"):
+    with pytest.raises(ConfigError, match="'teleport' is not one of: flannel, hostgw, vxlan"):
         backend.load(network("teleport"))
 
 

@@ -82,5 +82,11 @@ def test_what_only_kubernetes_can_say_is_refused_elsewhere(tmp_path: Path) -> No
         load(tmp_path, 'blocks = "podcidr"')
     told = load(tmp_path, MUSLIN_BLOCKS="podcidr", MUSLIN_STORE="kubernetes:")
     assert (told.blocks, told.kubernetes) == ("podcidr", True)
+    with pytest.raises(ConfigError, match="flannel: its nodes' ranges are their podCIDRs"):
+        load(tmp_path, MUSLIN_FLANNEL="kube-flannel/cfg", MUSLIN_STORE="kubernetes:")
+    beside = {"MUSLIN_BLOCKS": "podcidr", "MUSLIN_STORE": "kubernetes:"}
+    with pytest.raises(ConfigError, match="flannel 'cfg': NAMESPACE/NAME"):
+        load(tmp_path, MUSLIN_FLANNEL="cfg", **beside)
+    assert load(tmp_path, MUSLIN_FLANNEL="kube-flannel/a.b", **beside).flannel == "kube-flannel/a.b"
     with pytest.raises(ConfigError, match="cni_bin_dir 'bin': must be an absolute path"):
         load(tmp_path, 'cni_bin_dir = "bin"')

@@ -118,6 +118,18 @@ def test_one_that_vanished_is_unavailable_after_a_while() -> None:
     assert cluster.look()["n1"].condition == UP
 
 
+def test_one_that_went_back_to_another_network_is_that_networks() -> None:
+    cluster = Cluster(n1=machine())
+    cluster.agents["n1"] = agent()
+    cluster.look()
+    del cluster.agents["n1"]
+    cluster.look()
+    assert cluster.look(VANISHED + 1)["n1"].condition == GONE
+    theirs = Condition(CONDITION, "False", "FlannelIsUp", "Flannel is running on this node")
+    cluster.machines["n1"] = machine(condition=theirs)
+    assert cluster.look(1e6) == {}
+
+
 def test_a_leader_that_takes_over_knows_ours_by_the_reason() -> None:
     cluster = Cluster(n1=machine(condition=UP), n2=machine("n2", "2"))
     cluster.look()

@@ -114,7 +114,8 @@ def test_settings_are_what_the_programs_take(overlay: str, tmp_path: Path) -> No
     agent = config.load(tmp_path / "agent.toml", {"MUSLIN_NODE": "n1"})
     assert agent.kubernetes
     assert agent.cni_install
-    assert agent.blocks == ("podcidr" if overlay == "podcidr" else "claim")
+    assert agent.blocks == ("podcidr" if overlay in ("podcidr", "flannel") else "claim")
+    assert bool(agent.flannel) == (overlay == "flannel")
     given = config.controller(tmp_path / "controller.toml", {"MUSLIN_IDENTITY": "x"})
     ports = {p["name"]: p["containerPort"] for p in container("muslin-controller")["ports"]}
     assert given.webhook_address is not None

@@ -6,6 +6,7 @@
     Pod                an annotation             agent/report.py: only of pods that asked for
                                                  something; plain pods cost no write
     Event              of pods whose ADDs fail   agent/events.py
+    flannel's          where that is set         agent/flannel.py
 
 Beside the store, that is: networks, pools, nodes and blocks come by the same
 way as from any other store (store/kubernetes.py).
@@ -17,6 +18,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 from muslin.agent.events import Events
 from muslin.agent.pods import Pods
@@ -28,6 +30,9 @@ from muslin.kube.kinds import NODES
 from muslin.kube.slim import Node
 from muslin.log import log
 from muslin.store.ledger import Ledger
+
+if TYPE_CHECKING:
+    from muslin.agent.flannel import Flannel
 
 PACE = 1.0  # seconds between two rounds of telling, at least
 PAUSE = (1.0, 30.0)  # seconds after a round that failed: at first, and at most
@@ -83,6 +88,7 @@ class Cluster:
         own: Own,
         *,
         pods: bool = True,
+        flannel: str = "",
         uniform: Uniform = random.uniform,
     ) -> None:
         self.own, self._api, self._uniform = own, api, uniform
@@ -114,6 +120,8 @@ class Cluster:
             tasks.create_task(self._tell())
             if self._pods is not None:
                 tasks.create_task(self._pods.run())
+            if self.flannel is not None:
+                tasks.create_task(self.flannel.run(changed))
 
     async def _follow(self, changed: Callable[[], None], replaced: Callable[[], None]) -> None:
         fields = f"metadata.name={self.own.name}"
@@ -154,7 +162,10 @@ class Cluster:
     async def _round(self) -> None:
         """All that is to be told; what cannot be written keeps nothing else from it."""
         faults: list[MuslinError] = []
-        for part in (self._tell_of_node, self._tell_of_pods, self._events.tell):
+        parts = [self._tell_of_node, self._tell_of_pods, self._events.tell]
+        if self.flannel is not None:
+            parts.append(self.flannel.tell)
+        for part in parts:
             try:
                 await part()
             except MuslinError as e:

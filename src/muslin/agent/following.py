@@ -108,4 +108,4 @@ async def _open(
     store = open_store(config.store, config.store_options, owner=own.owner, spread=AGENTS)
     await stack.enter_async_context(store)
     assert isinstance(store, KubernetesStore)
-    return store, Cluster(store.api, ledger, own, pods=config.pods)
+    return store, Cluster(store.api, ledger, own, pods=config.pods, flannel=config.flannel)

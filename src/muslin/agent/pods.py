@@ -31,6 +31,7 @@ from muslin.store.pods import PodKey, PodRow
 # A pod from a file is in the API server as a mirror with a uid of its own; this annotation has the
 # uid by which kubelet and runtime know it (pkg/kubelet/types: ConfigMirrorAnnotationKey).
 MIRROR = "kubernetes.io/config.mirror"
+ENDED = ("Succeeded", "Failed")  # phases
 
 
 class Seen(NamedTuple):
@@ -54,8 +55,9 @@ class Pods:
         self._rows = ledger.pods()
         self._state: known.State = "starting"
         self._since = boot.clock()
-        self._listed = False
+        self.listed = asyncio.Event()  # all that there are have been told once
         self.wishing: dict[PodKey, Seen] = {}  # few: most pods ask for nothing
+        self.addresses: dict[PodKey, tuple[str, ...]] = {}  # what their status says
 
     async def run(self) -> None:
         """Follow and say how that goes."""
@@ -71,7 +73,7 @@ class Pods:
         async with aclosing(watch) as batches:
             async for batch in batches:
                 self._take(batch)
-                self._listed = True
+                self.listed.set()
                 del batch  # what waits keeps its locals
 
     def _take(self, batch: tuple[Change[Pod], ...]) -> None:
@@ -82,9 +84,10 @@ class Pods:
             pod = change.object
             row = row_of(pod) if pod else None
             self._remember(key, pod, row)
+            self._place(key, pod, row)
             if self._rows.get(key) != row:
                 news[key] = row
-        if not self._listed:
+        if not self.listed.is_set():
             told = {PodKey(c.namespace, c.name) for c in batch}
             news |= dict.fromkeys(self._rows.keys() - told)
         if news:
@@ -104,6 +107,15 @@ class Pods:
         if self.wishing.get(key) != seen:
             self.wishing[key] = seen
             self._changed()
+
+    def _place(self, key: PodKey, pod: Pod | None, row: PodRow | None) -> None:
+        # What has ended keeps its addresses in its status, and nowhere else.
+        here = pod is not None and row is not None and pod.status.phase not in ENDED
+        ips = tuple(a.ip for a in pod.status.pod_ips or ()) if pod and here else ()
+        if ips:
+            self.addresses[key] = ips
+        else:
+            self.addresses.pop(key, None)
 
     def _heard(self, lost: str) -> None:
         self._say("away" if lost else "here")

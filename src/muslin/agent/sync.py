@@ -96,7 +96,7 @@ class Sync:
     ) -> None:
         self.state = State()
         self.synced = asyncio.Event()  # once the kernel was brought to what the store says
-        self._cluster = cluster
+        self._cluster, self._flannel = cluster, cluster.flannel if cluster else None
         self._config, self._ledger, self._look = config, ledger, look
         self._planner, self._settler = Planner(), Settler(kernel, ledger, attachments)
         self._objects = Objects(store)
@@ -252,7 +252,12 @@ class Sync:
         own += self._blocks.leaving
         view = sites(world.holding(me.name, own), me, here.host)
         want = self._planner.desired(view)
+        if self._flannel is not None:
+            await asyncio.to_thread(self._flannel.take_over, want.plan)
         refused = await asyncio.to_thread(self._settler.settle, want.plan)
+        if self._flannel is not None:
+            self._flannel.settled(me, own, refused)
+            faults += self._flannel.faults
         if self._settler.doubtful:
             self._doubtful.set()
         self._tell(view, here)
@@ -314,18 +319,21 @@ class Sync:
         """The store's content, once every kind has been listed."""
         if len(self._seen) < len((Network, Pool, Node, Block)):
             return None
-        return World(
+        world = World(
             networks=self._seen[Network],
             pools=self._seen[Pool],
             nodes=self._seen[Node],
             blocks=tuple(self._seen[Block].values()),
         )
+        return self._flannel.extend(world) if self._flannel else world
 
     def _wait_for_store(self, here: Underlay) -> None:
         known = ", ".join(ground.known(self._ledger))
         why = f"store {self._config.store}: not heard from yet"
         if known:
             why += f"; serving {known} from what this node remembers"
+        if self._flannel is not None and len(self._seen) == len((Network, Pool, Node, Block)):
+            why = "; ".join(self._flannel.faults) or "flannel's nodes: not heard from yet"
         self.state = replace(self.state, ready=False, faults=(why, *here.faults))
 
     async def _join(self, here: Underlay, world: World) -> Node:

@@ -89,7 +89,7 @@ class VxlanBackend(Backend):
 
     def announce(self, site: Site, before: Mapping[str, str]) -> dict[str, str]:
         """The VTEP MAC, once chosen never changed."""
-        return {"mac": before.get("mac") or _mac(site.network.name, site.me.name)}
+        return {"mac": before.get("mac") or vtep_mac(site.network.name, site.me.name)}
 
     def node(self, site: Site) -> Plan:
         """The VTEP, and the addresses its own packets come from."""
@@ -109,7 +109,7 @@ class VxlanBackend(Backend):
         if site.host.force_forwarding:
             name = f"net/ipv6/conf/{self.dev}/force_forwarding"
             objects.add(Sysctl(name=name, value="1"))
-        hops = (_hop(site.blocks, version) for version in (4, 6))
+        hops = (hop_of(site.blocks, version) for version in (4, 6))
         objects |= {Addr(dev=self.dev, address=ip_interface(h)) for h in hops if h}
         return frozenset(objects)
 
@@ -126,7 +126,7 @@ class VxlanBackend(Backend):
         return frozenset(objects)
 
     def _tunnel_to(self, site: Site, peer: Peer, block: Prefix) -> set[Object]:
-        hop = _hop(peer.blocks, block.version)
+        hop = hop_of(peer.blocks, block.version)
         assert hop is not None  # `block` itself is one of them
         # A member has no address on the VTEP: name its own, or the kernel picks any.
         mine = site.me.address(block.version) if not site.me.pods else None
@@ -180,7 +180,7 @@ class VxlanBackend(Backend):
         mac = peer.node.data.get(site.network.name, {}).get("mac")
         if not mac:
             raise Unreachable(peer.node.name, "it has not announced a VTEP MAC yet")
-        if mac != _mac(site.network.name, peer.node.name):
+        if mac != vtep_mac(site.network.name, peer.node.name):
             self._refuse_borrowed(site, peer, mac)
         return mac
 
@@ -188,7 +188,7 @@ class VxlanBackend(Backend):
         """Whoever may write one node's record must not draw another node's packets to himself."""
         network = site.network.name
         for other in (site.me, *(p.node for p in site.peers)):
-            theirs = {other.data.get(network, {}).get("mac"), _mac(network, other.name)}
+            theirs = {other.data.get(network, {}).get("mac"), vtep_mac(network, other.name)}
             if other.name != peer.node.name and mac in theirs:
                 why = f"it announces the VTEP MAC of {other.name}, {mac}"
                 hint = f"remove `mac` from the record of {peer.node.name}: its agent writes it anew"
@@ -207,16 +207,16 @@ def _prefer4(site: Site) -> Address:
 
 def _own_mac(site: Site) -> str:
     own = site.me.data.get(site.network.name, {})
-    return own.get("mac") or _mac(site.network.name, site.me.name)
+    return own.get("mac") or vtep_mac(site.network.name, site.me.name)
 
 
-def _mac(network: str, node: str) -> str:
+def vtep_mac(network: str, node: str) -> str:
     """A locally administered unicast MAC (first octet x2) that only this node derives."""
     digest = hashlib.blake2b(f"vtep {network}/{node}".encode(), digest_size=5).digest()
     return "0e:" + ":".join(f"{b:02x}" for b in digest)
 
 
-def _hop(blocks: tuple[Prefix, ...], version: int) -> Address | None:
+def hop_of(blocks: tuple[Prefix, ...], version: int) -> Address | None:
     """The first address of the lowest block of that version."""
     lowest = next(iter(of_family(blocks, version)), None)
     return ip_address(lowest.network_address) if lowest else None

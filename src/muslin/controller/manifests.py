@@ -19,7 +19,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
@@ -36,6 +36,7 @@ STAGES: tuple[Stage, ...] = ("kinds", "ground", "settings", "workloads", "networ
 
 DATA = Path(__file__).with_name("manifests.json")
 DIGEST = "muslin.io/settings"  # on pod templates: other settings, other pods
+CHOSEN = "muslin.io/agent"  # label of the nodes that agents are on, where not on all (flannel)
 MADE_BY = "app.kubernetes.io/managed-by"
 MANAGER = "muslin-install"  # field manager, and the label's value on a network that we made
 
@@ -86,6 +87,7 @@ class Target:
 
     kind: Kind
     body: Object
+    added: tuple[str, ...] | None = None  # to what somebody else wrote and keeps; None: all is ours
 
     @property
     def name(self) -> str:
@@ -156,7 +158,7 @@ def complete(
             template["metadata"].setdefault("annotations", {})[DIGEST] = digest
             for container in template["spec"]["containers"]:
                 container["image"] = image or container["image"]
-        made.append(Target(target.kind, body))
+        made.append(replace(target, body=body))
     return made
 
 

@@ -3,7 +3,8 @@
     muslin Node says Ready True       NetworkUnavailable False, and the startup taint goes
                       Ready False     NetworkUnavailable True, with the agent's own words; where it
                                       was False, after 5 s: an agent that is upgraded is soon back
-    was there, is gone for 30 s       NetworkUnavailable True
+    was there, is gone for 30 s       NetworkUnavailable True, unless another network has spoken
+                                      since: a node that went back to flannel is flannel's
     never was there                   another network's node, or none yet: not touched
     has `pods` false                  the same: no pod of ours runs there
 
@@ -94,10 +95,9 @@ def wanted(
     found = {}
     for name, machine in machines.items():
         agent = None if name in memory.former else agents.get(name)
-        says = _condition(agent, now - memory.absent.get(name, now))
-        if says is None:
+        says, before = _condition(agent, now - memory.absent.get(name, now)), machine.condition
+        if says is None or (agent is None and before is not None and not _is_ours(before)):
             continue
-        before = machine.condition
         available = before is not None and before.status == "False"
         if available and now - memory.down.get(name, -CALM) < CALM:
             continue

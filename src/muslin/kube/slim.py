@@ -24,6 +24,8 @@ from sys import intern
 from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
+_FLANNEL = "flannel.alpha.coreos.com/"
+
 
 class _Part(Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     pass
@@ -257,3 +259,35 @@ class ConfigMap(_Part, frozen=True):
 
     metadata: Meta = Meta()
     data: dict[str, str] | None = None
+
+
+class FlannelAnnotations(_Part, frozen=True, rename=lambda name: _FLANNEL + name.replace("_", "-")):
+    """Of a node's annotations flannel's alone, None for what is not there (store/flannel.py)."""
+
+    kube_subnet_manager: str | None = None
+    backend_type: str | None = None
+    backend_data: str | None = None
+    backend_v6_data: str | None = None
+    public_ip: str | None = None
+    public_ipv6: str | None = None
+    public_ip_overwrite: str | None = None
+    public_ipv6_overwrite: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """Those that are there, by their names."""
+        names = zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True)
+        return {there: v for name, there in names if (v := getattr(self, name)) is not None}
+
+
+class FlannelMeta(_Part, frozen=True):
+    """`metadata` of a node, as far as flannel goes."""
+
+    name: str = ""
+    annotations: FlannelAnnotations | None = None
+
+
+class FlannelNode(_Part, frozen=True):
+    """A node as flannel describes it: its annotations and podCIDRs."""
+
+    metadata: FlannelMeta = FlannelMeta()
+    spec: NodeSpec = NodeSpec()

@@ -113,7 +113,10 @@ def estate(sites: Sequence[Site]) -> tuple[Prefix, ...]:
     """Every prefix within which a pod's own address is seen."""
     prefixes: list[Prefix] = []
     for site in sites:
-        nodes = (site.me, *(p.node for p in site.peers))
+        # As flannel's nodes do it: they answer pods through the tunnel, and a strict rp_filter of
+        # theirs would drop what comes plain with a pod's address.
+        plain = site.network.backend != "flannel"
+        nodes = (site.me, *(p.node for p in site.peers)) if plain else ()
         prefixes += [p.cidr for p in site.pools]
         prefixes += site.network.estate
         prefixes += [ip_network(a.ip) for n in nodes for a in n.addresses]
