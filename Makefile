@@ -3,7 +3,7 @@ PY      := .venv/bin/python
 STAMP   := .venv/.ready
 PYTEST  := $(PY) -m pytest
 
-.PHONY: help setup demo test unit check golden lab bench soak shim docs netns conformance e2e runtimes image all clean
+.PHONY: help setup demo test unit check golden lab bench scale soak shim docs netns conformance e2e runtimes image all clean
 
 help:            ## list these
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -53,6 +53,9 @@ lab: $(STAMP)    ## bring a lab up: make lab L=two-racks
 
 soak: $(STAMP)   ## ten minutes of pods and kills, then an exact audit: make soak MINUTES=10
 	$(PY) -m bench.soak --minutes $(or $(MINUTES),10)
+
+scale: $(STAMP)  ## 1000 nodes, simulated: one agent, the controller, a restart; into docs/scale.md
+	$(PY) -m bench.scale --write docs
 
 bench: $(STAMP)  ## ADD and DEL beside the reference plugins, pods beside nodes: ratios, into docs/
 	@command -v apt-get >/dev/null && { [ -x /usr/lib/cni/bridge ] || apt-get install -y -qq \
