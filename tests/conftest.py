@@ -9,6 +9,13 @@ from namespaces import left_over, reason_not_to_run, spaces
 __all__ = ["spaces"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("muslin")
+    group.addoption("--cluster", metavar="KUBECONFIG", help="test this cluster (tests/cluster)")
+    image = "docker.io/library/busybox:1.36"
+    group.addoption("--cluster-image", default=image, help=f"what pods run there; {image}")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root") and (reason := reason_not_to_run()):
         pytest.skip(reason)
