@@ -78,15 +78,18 @@ class Watcher:
         return "DELETED" if was else ""
 
     def push(self, data: bytes) -> None:
-        if self.mute:
+        if self.mute or self.done.done():  # what has ended must not skip a line and go on
             return
-        if self.core.faults.torn:
+        torn = self.core.faults.torn > 0
+        if torn:
             self.core.faults.torn -= 1
-            self._tear(data)
-            return
+            body = data.split(b"\r\n", 1)[1]
+            data = chunk(body[: len(body) // 2])
         if not self._due:
             asyncio.get_running_loop().call_soon(self._flush)
         self._due.append(data)
+        if torn:
+            self.finish()
 
     def bookmark(self) -> None:
         """Tell the client how far it is, as far as a real server would know."""
@@ -127,13 +130,6 @@ class Watcher:
         if self.wire.unsent() > self.core.settings.watch_buffer:
             self.wire.abort()
             self.finish()
-
-    def _tear(self, data: bytes) -> None:
-        if self.wire is not None:
-            self._flush()
-            body = data.split(b"\r\n", 1)[1][: len(data) // 2]
-            self.wire.send(chunk(body))
-        self.finish()
 
 
 def chunk(body: bytes) -> bytes:

@@ -201,6 +201,23 @@ async def test_a_server_that_comes_back_is_not_listed_again(
     assert asked.count("watch") >= 5
 
 
+async def test_a_line_cut_off_among_those_that_were_missed_comes_again(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    async with reach(server, tmp_path) as api:
+        await api.create(NAMESPACES, {"metadata": {"name": "ns"}})
+        follower = Follower(api, CONFIG_MAPS, ConfigMap, namespace="ns")
+        await follower.until(lambda: follower.batches > 0)
+        await server.stop(abort=True)
+        for name in ("a", "b"):
+            await server.send("POST", CONFIG_MAPS.path("ns"), {"metadata": {"name": name}})
+        server.faults.truncate()
+        await server.start()
+        await follower.until(lambda: set(follower.versions) == {"a", "b"})
+        assert server.faults.torn == 0
+        await follower.stop()
+
+
 async def test_a_half_open_connection_is_left_and_nothing_is_missed(
     server: ApiServer, tmp_path: Path
 ) -> None:

@@ -93,6 +93,22 @@ async def test_a_line_can_end_in_the_middle(api: ApiServer, client: Client) -> N
         assert await watch.line() == b""
 
 
+async def test_a_line_cut_off_is_the_last_also_of_what_a_watch_has_missed(
+    api: ApiServer, client: Client
+) -> None:
+    old = now(api)
+    await put(api, "a")
+    await put(api, "b")
+    api.faults.truncate()
+    async with client.watch(f"{MAPS}?{old}") as watch:
+        line = await watch.line()
+        assert line.startswith(b'{"type":"ADDED"')
+        assert not line.endswith(b"\n")
+        assert await watch.line() == b""
+    async with client.watch(f"{MAPS}?{old}") as watch:
+        assert await watch.told(2) == [("ADDED", "a"), ("ADDED", "b")]
+
+
 async def test_watches_can_be_cut(api: ApiServer, client: Client) -> None:
     async with client.watch(f"{MAPS}?{now(api)}") as watch:
         api.faults.drop_watches()
