@@ -191,8 +191,16 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     burst: int  # bytes
 
 
+class Apart(msgspec.Struct, frozen=True, kw_only=True):
+    """What keeps one of several NICs of a pod apart from the others (plan/pod.py)."""
+
+    of: str  # the interface whose ADD makes them all; its own for the first
+    table: int  # of the pod's routes: the way of what has this NIC's address as its source
+    routes: tuple[Prefix, ...]  # the pools of its own network; for the first, of all the others'
+
+
 class Wants(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a runtime asked for one pod beyond an address; remembered with its attachment."""
+    """What was asked for one NIC beyond an address; remembered with its attachment."""
 
     ports: tuple[PortMapping, ...] = ()
     ingress: Rate | None = None  # to the pod
@@ -200,6 +208,7 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ips: tuple[Address, ...] = ()  # at most one of each version
     mac: str = ""  # of the pod's end; "" follows from its address
     pod: str = ""  # its name, for people
+    apart: Apart | None = None  # None: the only one that its ADD makes
 
 
 NOTHING = Wants()
@@ -221,6 +230,11 @@ class Nic:
     def dev(self) -> str:
         """The host end's name: `mu` and 8 hex digits, the same for the same attachment."""
         return device_name(self.container, self.ifname)
+
+    @property
+    def is_further(self) -> bool:
+        """Whether another interface's ADD made it, which has the pod's default route."""
+        return self.wants.apart is not None and self.wants.apart.of != self.ifname
 
     @property
     def mac(self) -> str:

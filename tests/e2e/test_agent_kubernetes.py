@@ -194,6 +194,11 @@ class Machine:
         return self.cni("ADD", container or f"c-{pod}", pod, uid, self.spaces.new("pod"))
 
 
+def run_out(ns: str, script: str) -> str:
+    argv = ["nsenter", f"--net={ns}", "sh", "-ec", script]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
 def until(what: Callable[[], object], seconds: float = 20.0) -> float:
     began = time.monotonic()
     while not what():
@@ -330,6 +335,55 @@ def test_a_bad_wish_is_refused_by_name_and_mended_by_a_word(node: Machine) -> No
 
     until(mended, 5)
     assert found[-1]["interfaces"][1]["mac"] == "02:00:00:00:00:09"
+
+
+def test_a_pod_with_further_nics_is_told_of_all_and_a_bad_list_is_mended_by_a_word(
+    node: Machine,
+) -> None:
+    uid = node.pod("two", annotations={"muslin.io/nics": "green"})
+    for i in range(2):
+        refused = node.add("two", uid, f"c{i}")
+        assert refused["code"] == 7, refused
+        assert "network green is not known on this node" in refused["msg"]
+    events = "/apis/events.k8s.io/v1/namespaces/default/events"
+    until(lambda: node.items(events), 10)
+    (event,) = node.items(events)
+    assert event["reason"] == "NetworkRequestRefused"
+    assert "annotation muslin.io/nics: network green" in event["note"]
+    meta = {"metadata": {"annotations": {"muslin.io/nics": "blue"}}}
+    node.send("PATCH", "/api/v1/namespaces/default/pods/two", meta)
+    made: list[Json] = []
+
+    def mended() -> bool:
+        made.append(node.add("two", uid, f"c{len(made) + 2}"))
+        return "ips" in made[-1]
+
+    until(mended, 5)
+    ends = made[-1]["interfaces"]
+    assert [e["name"] for e in ends if "sandbox" in e] == ["eth0", "net1"]
+    four, six, blue = addresses(made[-1])
+    assert blue.startswith("10.9.")
+
+    def told() -> Json:
+        pod = node.send("GET", "/api/v1/namespaces/default/pods/two") or {}
+        return json.loads(pod["metadata"]["annotations"].get("muslin.io/status", "{}"))
+
+    until(told, 10)
+    assert told() == [
+        {"network": "default", "interface": "eth0", "addresses": [four, six],
+         "mac": ends[1]["mac"]},
+        {"network": "blue", "interface": "net1", "addresses": [blue], "mac": ends[3]["mac"]},
+    ]  # fmt: skip
+    pod = made[-1]["interfaces"][1]["sandbox"]
+    run(pod, f"ip route get 10.9.200.1 | grep -q 'dev net1 src {blue}'")
+    run(pod, f"ip route get 192.0.2.1 | grep -q 'dev eth0 src {four}'")
+    run(pod, f"ip route get 192.0.2.1 from {blue} | grep -q 'dev net1'")
+    node.stop(signal.SIGKILL)
+    node.start()
+    assert len(node.status()["attachments"]) == 2
+    assert node.cni("DEL", f"c{len(made) + 1}", "two", uid, pod) == {}
+    until(lambda: node.status()["attachments"] == [])
+    until(lambda: "net1" not in run_out(pod, "ip link"))
 
 
 def test_stateful_pods_take_addresses_by_ordinal_and_keep_them(node: Machine) -> None:

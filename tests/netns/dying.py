@@ -1,6 +1,7 @@
 """One ADD or DEL in a process that kills itself at its n-th step: run by test_crash.
 
-The pod has ports of the node and a limit each way.
+The pod has ports of the node and a limit each way, and as many further NICs
+as networks are named.
 
 Steps are every commit to node.db, every netlink send and every sysctl write,
 each counted once before and once after.  Prints the number of steps when it
@@ -17,10 +18,11 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from muslin.agent import ground
+from muslin.agent import ground, wishes
 from muslin.agent.attach import Attachments
 from muslin.agent.ground import Ground
 from muslin.cni.protocol import Request
+from muslin.errors import MuslinError
 from muslin.kernel import boot, netlink, sysctl
 from muslin.kernel.linux import LinuxKernel
 from muslin.model import Host, Network, Pool, PortMapping, Rate, Wants
@@ -30,7 +32,10 @@ POOLS = (
     Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=26),
     Pool(name="six", cidr=ip_network("fd00::/64"), block=122),
 )
-NETWORK = Network(name="default", backend="hostgw", pools=("four", "six"))
+MORE = tuple(
+    Pool(name=name, cidr=ip_network(cidr), block=26)
+    for name, cidr in (("storage", "10.1.0.0/24"), ("blue", "10.2.0.0/24"))
+)
 
 
 def opened(path: Path) -> Ledger:
@@ -38,9 +43,27 @@ def opened(path: Path) -> Ledger:
     ledger = Ledger(path, boot.clock)
     ledger.hold(ip_network("10.0.0.0/26"), POOLS[0])
     ledger.hold(ip_network("fd00::40/122"), POOLS[1])
-    host = Host(uplink="eth0")
-    ground.publish(ledger, [Ground(network=NETWORK, pools=POOLS, mtu=1450, host=host)])
+    host, grounds = Host(uplink="eth0"), []
+    for name, pools in (("default", POOLS), *((p.name, (p,)) for p in MORE)):
+        network = Network(name=name, backend="hostgw", pools=tuple(p.name for p in pools))
+        grounds.append(Ground(network=network, pools=pools, mtu=1450, host=host))
+    for pool in MORE:
+        ledger.hold(next(pool.cidr.subnets(new_prefix=26)), pool)
+    ground.publish(ledger, grounds)
     return ledger
+
+
+class Listing:
+    """A pod whose annotation lists these networks."""
+
+    def __init__(self, nics: str) -> None:
+        self._wishes = wishes.read({wishes.NICS: nics} if nics else {}, pod="", stateful=False)
+
+    def wishes(self, request: Request) -> wishes.Wishes:
+        return self._wishes
+
+    def failed(self, request: Request, error: MuslinError) -> None:
+        raise error
 
 
 WANTS = Wants(
@@ -83,7 +106,7 @@ class Steps:
         setattr(owner, name, outer)
 
 
-def main(path: str, verb: str, netns: str, last: str) -> None:
+def main(path: str, verb: str, netns: str, last: str, nics: str = "") -> None:
     ledger = opened(Path(path))
     steps = Steps(int(last))
     steps.around(netlink.Socket, "send")
@@ -91,7 +114,7 @@ def main(path: str, verb: str, netns: str, last: str) -> None:
     steps.around(sysctl, "write")
     for transaction in ("claim", "ready", "deleting", "release_all"):
         steps.around(Ledger, transaction)
-    attachments = Attachments(ledger, LinuxKernel())
+    attachments = Attachments(ledger, LinuxKernel(), pods=Listing(nics))  # type: ignore[arg-type]
     if verb == "ADD":
         attachments.add(request(verb, netns))
     else:

@@ -26,15 +26,15 @@ KILLED = -9
 class Node:
     """A node and one pod's namespace; agents on it live for one call."""
 
-    def __init__(self, spaces: Spaces, directory: Path) -> None:
+    def __init__(self, spaces: Spaces, directory: Path, nics: str = "") -> None:
         self.ns, self.pod = spaces.new("node"), spaces.new("pod")
-        self.db = directory / "node.db"
+        self.db, self.nics = directory / "node.db", nics
         with netns.inside(self.ns):  # what the sync loop puts first
             LinuxKernel().apply([Change("add", Ruleset(body=RULES))])
 
     def call(self, verb: str, *, die_at: int = -1) -> subprocess.CompletedProcess[str]:
         """One call in a process of its own, killed at a step, or (-1) not at all."""
-        argv = [sys.executable, str(SCRIPT), str(self.db), verb, self.pod, str(die_at)]
+        argv = [sys.executable, str(SCRIPT), str(self.db), verb, self.pod, str(die_at), self.nics]
         return subprocess.run(
             ["nsenter", f"--net={self.ns}", *argv], capture_output=True, text=True, check=False
         )
@@ -63,6 +63,13 @@ class Node:
             ledger.close()
         return held, used, states
 
+    def pod_rules(self) -> int:
+        """How many of the pod's routing rules are ours."""
+        argv = ["nsenter", f"--net={self.pod}", "sh", "-c", "ip rule; ip -6 rule"]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.count(
+            "lookup 109"
+        )
+
     def pod_devices(self) -> list[str]:
         with netns.inside(self.pod):
             return sorted(p.name for p in Path("/sys/class/net").iterdir()) and [
@@ -72,12 +79,20 @@ class Node:
 
 
 @pytest.fixture
-def node(spaces: Spaces, tmp_path: Path) -> Node:
-    return Node(spaces, tmp_path)
+def node(spaces: Spaces, tmp_path: Path, request: pytest.FixtureRequest) -> Node:
+    return Node(spaces, tmp_path, getattr(request, "param", ""))
 
 
+with_and_without_a_list = pytest.mark.parametrize(
+    "node", ["", "storage,blue"], ids=["one NIC", "three NICs"], indirect=True
+)
+
+
+@with_and_without_a_list
 def test_add_killed_at_every_step_leaves_nothing_after_the_next_start(node: Node) -> None:
     total = node.steps("ADD")
+    count = 3 if node.nics else 1
+    assert node.audit()[2] == ["ready"] * count
     assert node.call("DEL").returncode == 0
     assert total > 10  # the steps are really counted
     finished = 0
@@ -85,28 +100,34 @@ def test_add_killed_at_every_step_leaves_nothing_after_the_next_start(node: Node
         assert node.call("ADD", die_at=step).returncode == KILLED
         node.restart()
         held, used, states = node.audit()
-        if states == ["ready"]:  # killed after the last commit: the runtime will send a DEL
+        assert states in ([], ["ready"] * count)  # all or none
+        if states:  # killed after the last commit: the runtime will send a DEL
             finished += 1
             assert node.call("DEL").returncode == 0
             held, used, states = node.audit()
         assert (held, used, states) == (set(), 0, []), f"after step {step} of {total}"
         assert node.pod_devices() == ["lo"]
+        assert node.pod_rules() == 0
     assert finished <= 1
 
 
+@with_and_without_a_list
 def test_del_killed_at_every_step_is_completed_by_the_next_start(node: Node) -> None:
     assert node.call("ADD").returncode == 0
-    total = node.steps("DEL")
+    assert node.pod_rules() == (4 if node.nics else 0)  # eth0 has an address of each version
+    total, count = node.steps("DEL"), 3 if node.nics else 1
     for step in range(total):
         assert node.call("ADD").returncode == 0
         assert node.call("DEL", die_at=step).returncode == KILLED
         node.restart()
         held, used, states = node.audit()
-        if states == ["ready"]:  # killed before the first commit: nothing had been promised
+        if "ready" in states:  # killed before the first commit: nothing had been promised
+            assert states == ["ready"] * count
             assert step <= 1
             assert node.call("DEL").returncode == 0
             held, used, states = node.audit()
         assert (held, used, states) == (set(), 0, []), f"after step {step} of {total}"
+        assert node.pod_rules() == 0
 
 
 def test_an_interrupted_adds_address_is_given_to_the_next_pod_only_after_its_rest(
@@ -139,7 +160,7 @@ def test_the_same_call_again_after_a_kill_succeeds_without_a_restart(node: Node)
 
 def given(node: Node) -> str:
     ledger = opened(node.db)
-    found = ledger.find("c1", "eth0")
+    found = ledger.of("c1").get("eth0")
     ledger.close()
     assert found is not None
     return str(found.addresses[0])

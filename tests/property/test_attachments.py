@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from muslin.agent import ground
 from muslin.agent.attach import Attachments
 from muslin.agent.ground import Ground
+from muslin.agent.wishes import Wishes
 from muslin.cni.protocol import Request
-from muslin.errors import CheckFailed, Exhausted, KernelError
+from muslin.errors import CheckFailed, Exhausted, KernelError, MuslinError
 from muslin.kernel.fake import FakeKernel
 from muslin.model import Host, Network, Pool, device_name
 from muslin.plan.diff import Change
-from muslin.plan.objects import Link, Present
+from muslin.plan.objects import Link, Present, Rule
 from muslin.store.ledger import Ledger
 
-POOL = Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=28, cooldown=10)
-NETWORK = Network(name="default", backend="hostgw", pools=("four",))
+NETWORKS = {"default": "10.0.0.0/28", "storage": "10.1.0.0/28", "blue": "10.2.0.0/28"}
+POOLS = {
+    name: Pool(name=name, cidr=ip_network(cidr).supernet(new_prefix=24), block=28, cooldown=10)
+    for name, cidr in NETWORKS.items()
+}
+# What pods list beside their first NIC.
+LISTS = [(), (), ("storage",), ("storage", "blue"), ("blue",), ("blue", "storage")]
 PODS = [f"c{i}" for i in range(6)]
 
 
@@ -46,6 +52,19 @@ class Mortal(FakeKernel):
             super().apply([change])
 
 
+class Asked:
+    """What the next ADD's pod lists."""
+
+    nics: tuple[str, ...] = ()
+
+    def wishes(self, request: Request) -> Wishes:
+        listed = enumerate(self.nics, 1)
+        return Wishes(nics=tuple(Wishes(network=n, ifname=f"net{i}") for i, n in listed))
+
+    def failed(self, request: Request, error: MuslinError) -> None:
+        pass
+
+
 class Node(RuleBasedStateMachine):
     """One node; `there` is the model: which pods have what."""
 
@@ -54,17 +73,27 @@ class Node(RuleBasedStateMachine):
         self.home = Path(tempfile.mkdtemp())
         self.now = 1_000_000.0
         self.kernel = Mortal()
-        self.there: dict[str, str] = {}
+        self.there: dict[str, dict[str, str]] = {}  # pod → interface → address
         self.freed: dict[str, float] = {}
+        self.lists: dict[str, tuple[str, ...]] = {}
         self.start()
-        self.ledger.hold(ip_network("10.0.0.0/28"), POOL)
-        known = Ground(network=NETWORK, pools=(POOL,), mtu=1500, host=Host(uplink="eth0"))
-        ground.publish(self.ledger, [known])
+        grounds = []
+        for name, cidr in NETWORKS.items():
+            self.ledger.hold(ip_network(cidr), POOLS[name])
+            network = Network(name=name, backend="hostgw", pools=(name,))
+            host = Host(uplink="eth0")
+            grounds.append(Ground(network=network, pools=(POOLS[name],), mtu=1500, host=host))
+        ground.publish(self.ledger, grounds)
 
     def start(self) -> None:
         self.ledger = Ledger(self.home / "node.db", lambda: self.now)
+        self.asked = Asked()
         self.node = Attachments(
-            self.ledger, self.kernel, clock=lambda: self.now, inhabited=lambda _: False
+            self.ledger,
+            self.kernel,
+            clock=lambda: self.now,
+            inhabited=lambda _: False,
+            pods=self.asked,  # type: ignore[arg-type]
         )
         self.kernel.fuse = -1
         self.node.recover("boot")
@@ -83,23 +112,37 @@ class Node(RuleBasedStateMachine):
         return Request(verb=verb, container=pod, **(known | more))  # type: ignore[arg-type]
 
     def gone(self, pod: str) -> None:
-        if pod in self.there:
-            self.freed[self.there.pop(pod)] = self.now
+        self.freed |= dict.fromkeys(self.there.pop(pod, {}).values(), self.now)
 
-    @rule(pod=st.sampled_from(PODS))
-    def add(self, pod: str) -> None:
+    def lacks_room(self, network: str) -> bool:
+        """Whether all of a network's addresses are in use or rest."""
+        cidr = ip_network(NETWORKS[network])
+        used = [a for nics in self.there.values() for a in nics.values()]
+        resting = [a for a, at in self.freed.items() if self.now - at < 10 and a not in used]
+        return sum(ip_address(a) in cidr for a in (*used, *resting)) >= 13
+
+    @rule(pod=st.sampled_from(PODS), nics=st.sampled_from(LISTS))
+    def add(self, pod: str, nics: tuple[str, ...]) -> None:
         self.now += 0.5
+        self.asked.nics = nics
+        before = self.there.get(pod, {})
         try:
             made = self.node.add(self.request("ADD", pod))
         except Exhausted:
-            assert len(self.there) + sum(self.now - t < 10 for t in self.freed.values()) >= 13
             self.gone(pod)
+            assert any(self.lacks_room(n) for n in ("default", *nics))
             return
-        address = str(made.nic.addresses[0])
-        if self.there.get(pod) != address:
-            assert address not in self.there.values(), "given twice"
+        given = {n.ifname: str(n.addresses[0]) for n in (one.nic for one in (made, *made.further))}
+        assert list(given) == ["eth0", *(f"net{i}" for i, _ in enumerate(nics, 1))]
+        old = {a for a in before.values() if a not in given.values()}
+        self.freed |= dict.fromkeys(old, self.now)
+        used = {a for p, others in self.there.items() if p != pod for a in others.values()}
+        for address in set(given.values()) - set(before.values()):
+            assert address not in used, "given twice"
             assert self.now - self.freed.get(address, 0) >= 10, "given before its rest"
-        self.there[pod] = address
+        if before and self.lists[pod] == nics:
+            assert given == before, "the same again changes nothing"
+        self.there[pod], self.lists[pod] = given, nics
 
     @rule(pod=st.sampled_from(PODS), sync=st.booleans())
     def delete(self, pod: str, *, sync: bool) -> None:
@@ -127,10 +170,15 @@ class Node(RuleBasedStateMachine):
         for pod in set(self.there) - valid:
             self.gone(pod)
 
-    @rule(pod=st.sampled_from(PODS), fuse=st.integers(0, 12), verb=st.sampled_from(["ADD", "DEL"]))
-    def die(self, pod: str, fuse: int, verb: str) -> None:
+    @rule(
+        pod=st.sampled_from(PODS),
+        fuse=st.integers(0, 40),
+        verb=st.sampled_from(["ADD", "DEL"]),
+        nics=st.sampled_from(LISTS),
+    )
+    def die(self, pod: str, fuse: int, verb: str, nics: tuple[str, ...]) -> None:
         """Killed after `fuse` changes: the next start mends it, and the runtime sends DEL."""
-        self.kernel.fuse = fuse
+        self.kernel.fuse, self.asked.nics = fuse, nics
         try:
             if verb == "ADD":
                 self.node.add(self.request("ADD", pod))
@@ -142,9 +190,7 @@ class Node(RuleBasedStateMachine):
         self.start()
         self.node.delete(self.request("DEL", pod))
         self.node.reap()
-        for used in [a for p, a in self.there.items() if p == pod]:
-            self.freed[used] = self.now
-        self.there.pop(pod, None)
+        self.gone(pod)
 
     @rule()
     def restart(self) -> None:
@@ -159,15 +205,20 @@ class Node(RuleBasedStateMachine):
     def node_and_model_agree(self) -> None:
         if not hasattr(self, "node"):
             return
-        ready = {
-            a.container: str(a.addresses[0])
-            for a in self.ledger.attachments()
-            if a.state == "ready"
-        }
+        found = self.ledger.attachments()
+        ready: dict[str, dict[str, str]] = {}
+        for one in (a for a in found if a.state == "ready"):
+            ready.setdefault(one.container, {})[one.ifname] = str(one.addresses[0])
         assert ready == self.there
+        going = [a for a in found if a.state == "deleting"]
         devices = {o.name for o in self.kernel.observe() if isinstance(o, Link)}
-        going = {a.dev for a in self.ledger.attachments() if a.state == "deleting"}
-        assert devices - going == {device_name(p, "eth0") for p in self.there}
+        assert devices - {a.dev for a in going} == {
+            device_name(pod, ifname) for pod, nics in self.there.items() for ifname in nics
+        }
+        ruled = {str(o.src.network_address) for o in self.kernel._ours.values() if type(o) is Rule}
+        assert ruled - {str(a.addresses[0]) for a in going} == {
+            a for nics in self.there.values() if len(nics) > 1 for a in nics.values()
+        }
 
 
 Node.TestCase.settings = settings(

@@ -264,8 +264,8 @@ def test_an_address_is_free_only_after_its_device_is_gone(node: Node) -> None:
     node.add()
     order: list[str] = []
     node.kernel.apply = lambda changes: order.append("kernel")  # type: ignore[assignment]
-    release = node.ledger.release
-    node.ledger.release = lambda *a: (order.append("release"), release(*a))  # type: ignore[assignment,func-returns-value]
+    release = node.ledger.release_all
+    node.ledger.release_all = lambda *a: (order.append("release"), release(*a))  # type: ignore[assignment,func-returns-value]
     node.attachments.delete(node.request("DEL", sync_delete=True))
     assert order == ["kernel", "release"]
 
@@ -467,7 +467,7 @@ def test_recovery_undoes_what_was_interrupted_and_keeps_what_was_done(node: Node
     node.add("done")
     for container, state in (("adding", "adding"), ("deleting", "deleting")):
         node.add(container)
-        node.ledger._set_state(container, "eth0", state)  # type: ignore[arg-type]
+        node.ledger._set_state(container, ("eth0",), state)  # type: ignore[arg-type]
     node.restarted().recover("boot")
     assert [a.container for a in node.ledger.attachments()] == ["done"]
     links = {o.name for o in node.kernel.observe() if isinstance(o, Link)}

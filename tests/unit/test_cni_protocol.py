@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from muslin.cni import environment, protocol
 from muslin.cni.protocol import VERSIONS, Attached, Request, parse
 from muslin.errors import ConfigError, Exhausted, KernelError, NotReady, RequestError, Unavailable
-from muslin.model import Host, Nic, Wants
+from muslin.model import Apart, Host, Nic, Wants
 
 ENV = {
     "CNI_COMMAND": "ADD",
@@ -414,6 +415,46 @@ GOLDEN |= {old: GOLDEN["0.4.0"].replace("0.4.0", old) for old in ("0.3.0", "0.3.
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_result_has_the_shape_of_its_version(version: str) -> None:
     assert json.loads(protocol.result(version, ATTACHED)) == json.loads(GOLDEN[version])
+
+
+STORAGE = Nic(
+    container="4f1b" * 16,
+    ifname="net1",
+    netns="/var/run/netns/blue",
+    addresses=(ip_address("10.9.0.7"),),
+    mtu=1500,
+    host=Host(uplink="ens3"),
+    wants=Wants(
+        apart=Apart(
+            of="eth0", table=10901, routes=(ip_network("10.9.0.0/16"), ip_network("fd09::/64"))
+        )
+    ),
+)
+
+
+def test_further_nics_come_after_the_first_in_every_list() -> None:
+    """CNI 1.1, section 5; go-cni takes the addresses of `eth0`, others the first of each family."""
+    storage = Attached(
+        nic=STORAGE, gateways=(ip_address("169.254.1.1"),), host_mac=ATTACHED.host_mac
+    )
+    both = replace(ATTACHED, further=(storage,))
+    alone, reply = (json.loads(protocol.result("1.1.0", a)) for a in (ATTACHED, both))
+    assert reply["interfaces"] == [
+        *alone["interfaces"],
+        {"name": STORAGE.dev, "mac": "ee:ee:ee:ee:ee:ee", "mtu": 1500},
+        {
+            "name": "net1",
+            "mac": "0a:58:0a:09:00:07",
+            "sandbox": "/var/run/netns/blue",
+            "mtu": 1500,
+        },
+    ]
+    further = {"address": "10.9.0.7/32", "gateway": "169.254.1.1", "interface": 3}
+    assert reply["ips"] == [*alone["ips"], further]
+    # No way to fd09::/64 by a NIC without an IPv6 address, and no second default route.
+    assert reply["routes"] == [*alone["routes"], {"dst": "10.9.0.0/16", "gw": "169.254.1.1"}]
+    request = call("CHECK", cniVersion="1.1.0", prevResult=reply)
+    assert protocol.promised(request) == ATTACHED.nic.addresses
 
 
 def test_check_finds_in_a_result_what_add_put_there() -> None:

@@ -384,13 +384,13 @@ def test_the_comparison_waits_for_an_add_in_progress(node: Node) -> None:
     node.add(NOW)
     leave(node.journal, framed(body()), at=NOW + 10)
     order: list[str] = []
-    find, alone = node.ledger.find, node.attachments._alone
+    look, alone = node.ledger.of, node.attachments._alone
 
-    def watched(container: str, ifname: str) -> object:
+    def watched(container: str) -> object:
         order.append("alone")
-        return alone(container, ifname)
+        return alone(container)
 
     node.attachments._alone = watched  # type: ignore[method-assign,assignment]
-    node.ledger.find = lambda *words: (order.append("find"), find(*words))[1]  # type: ignore[method-assign]
+    node.ledger.of = lambda name: (order.append("look"), look(name))[1]  # type: ignore[method-assign]
     node.replay(NOW + 11)
-    assert order == ["alone", "find"]
+    assert order == ["alone", "look"]

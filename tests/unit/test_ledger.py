@@ -72,7 +72,7 @@ def test_a_full_block_is_an_error_that_names_the_pool_and_changes_nothing(ledger
         claim(ledger, f"c{i}")
     with pytest.raises(Exhausted, match=r"pool four: no free IPv4 address .*6 of 6 in use"):
         claim(ledger, "one-too-many")
-    assert ledger.find("one-too-many", "eth0") is None
+    assert ledger.of("one-too-many").get("eth0") is None
 
 
 def test_dual_stack_gives_one_of_each_or_nothing(ledger: Ledger) -> None:
@@ -150,7 +150,7 @@ def test_what_was_committed_is_there_for_the_next_process(tmp_path: Path, clock:
     hold(first)
     claim(first, "c")  # no close: the process dies here
     second = Ledger(tmp_path / "node.db", clock)
-    found = second.find("c", "eth0")
+    found = second.of("c").get("eth0")
     assert found is not None
     assert found.state == "adding"
     assert texts(claim(second, "d")) == ["10.0.0.10"]
@@ -288,7 +288,7 @@ def test_a_full_disk_is_not_ready_and_loses_nothing(ledger: Ledger) -> None:
     ledger._db.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(NotReady, match="full"):
         ledger.set_fact("big", "x" * 100_000)
-    assert ledger.find("c", "eth0") is not None
+    assert ledger.of("c").get("eth0") is not None
     ledger._db.execute("PRAGMA max_page_count=1000000")
     ledger.set_fact("big", "y")
     assert ledger.fact("big") == "y"
@@ -297,3 +297,16 @@ def test_a_full_disk_is_not_ready_and_loses_nothing(ledger: Ledger) -> None:
 def test_the_file_is_for_root_alone(tmp_path: Path) -> None:
     Ledger(tmp_path / "node.db", Clock()).close()
     assert (tmp_path / "node.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_written_together_is_there_whole_or_not_at_all(ledger: Ledger) -> None:
+    hold(ledger)
+    with pytest.raises(Exhausted), ledger.together():
+        for i in range(7):  # of six
+            claim(ledger, f"c{i}")
+    assert ledger.attachments() == []
+    assert texts(claim(ledger, "c")) == ["10.0.0.9"]  # never given out, so no rest
+    with ledger.together():
+        ledger.ready("c", "eth0")
+        ledger.release("c", "eth0")
+    assert ledger.of("c") == {}

@@ -27,7 +27,7 @@ from muslin.kube import Access, Api, crd
 from muslin.kube.kinds import CRDS, EVENTS, NODES, PODS
 from muslin.kube.values import KINDS, to_object
 from muslin.log import log
-from muslin.model import Node, Pool, Wants
+from muslin.model import Apart, Node, Pool, Wants
 from muslin.store.ledger import Ledger
 from muslin.store.pods import MISSED, PodKey
 
@@ -275,11 +275,13 @@ async def test_a_node_that_has_no_object_yet_is_told_of_later(here: Here) -> Non
         await here.until(lambda: len(here.server.writes) == 1)
 
 
+FOUR = Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=29)
+
+
 def attached(ledger: Ledger, pod: str, container: str = "c1", *, network: str = "blue") -> None:
-    pool = Pool(name="four", cidr=ip_network("10.0.0.0/24"), block=29)
-    ledger.hold(ip_network("10.0.0.8/29"), pool)
+    ledger.hold(ip_network("10.0.0.8/29"), FOUR)
     ledger.claim(
-        container, "eth0", netns="/n", conf="m", network=network, mtu=1450, pools=[pool],
+        container, "eth0", netns="/n", conf="m", network=network, mtu=1450, pools=[FOUR],
         wants=Wants(pod=pod),
     )  # fmt: skip
     ledger.ready(container, "eth0")
@@ -314,6 +316,27 @@ async def test_a_pod_that_asked_for_something_is_told_once_what_it_got(here: Her
         assert len(writes) == 1
     plain = (await here.get(f"{SPACE}/pods/plain"))["metadata"]
     assert "annotations" not in plain
+
+
+async def test_a_pod_with_several_nics_is_told_of_all_of_its_last_container(here: Here) -> None:
+    await here.bound("a", annotations={"muslin.io/nics": "storage"})
+    attached(here.ledger, "default/a", "former", network="default")
+    attached(here.ledger, "default/a", "c1", network="default")
+    apart = Apart(of="eth0", table=10901, routes=())
+    here.ledger.claim(
+        "c1", "a-net", netns="/n", conf="m", network="storage", mtu=1450, pools=[FOUR],
+        wants=Wants(pod="default/a", apart=apart),
+    )  # fmt: skip
+    here.ledger.ready("c1", "a-net")
+    async with here.running() as cluster:
+        await here.until(lambda: here.watch() == "here")
+        cluster.tell(READY)
+        await here.until(lambda: len(here.server.writes) == 1)
+    found = (await here.get(f"{SPACE}/pods/a"))["metadata"]["annotations"]
+    assert [
+        (nic["interface"], nic["network"], nic["addresses"])
+        for nic in json.loads(found["muslin.io/status"])
+    ] == [("eth0", "default", ["10.0.0.10"]), ("a-net", "storage", ["10.0.0.11"])]
 
 
 async def test_another_pod_of_that_name_is_not_told_what_the_former_got(here: Here) -> None:

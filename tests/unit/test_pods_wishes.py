@@ -92,10 +92,24 @@ def test_what_is_no_quantity_is_refused_with_the_mend(text: str) -> None:
             {"addresses": "10.0.0.1,10.0.0.2"},
             "for the pods of a StatefulSet, by ordinal; write one",
         ),
-        (
-            {"nics": "two"},
-            "annotation muslin.io/nics 'two': more than one NIC is not supported yet",
-        ),
+        ({"nics": ""}, "annotation muslin.io/nics '': NIC 1: '' is no name; write"),
+        ({"nics": "a,,b"}, "NIC 2: '' is no name"),
+        ({"nics": "a,b,a"}, "network a twice; each NIC has its own network"),
+        ({"nics": "a,b,c,d,e,f,g,h,i"}, "9 NICs; 8 are the most"),
+        ({"nics": '{"network": "a"}'}, 'or a list such as [{"network": "blue"}]'),
+        ({"nics": '[{"network": "a"'}, "Input data was truncated; write networks with commas"),
+        ({"nics": '[{"net": "a"}]'}, "unknown field `net`"),
+        ({"nics": '[{"name": "net1"}]'}, "missing required field `network`"),
+        ({"nics": '[{"network": 7}]'}, "Expected `str`, got `int` - at `$[0].network`"),
+        ({"nics": '[{"network": "a", "name": "eth0"}]'}, "name eth0 is another's; leave it out"),
+        ({"nics": '[{"network": "a", "name": "all"}]'}, "and it is net1"),
+        ({"nics": '[{"network": "a", "name": "net 1"}]'}, "'net 1': 1 to 15 visible characters"),
+        ({"nics": '[{"network": "a", "name": "net%d"}]'}, "none of '/', ':' and '%'"),
+        ({"nics": '[{"network": "a", "name": "net2"}, {"network": "b"}]'}, "name net2 twice"),
+        ({"nics": '[{"network": "a", "mac": "02"}]'}, "NIC 1: mac '02': not the address of one"),
+        ({"nics": '[{"network": "a", "ingress": "fast"}]'}, "NIC 1: not a quantity above 0"),
+        ({"nics": '[{"network": "a", "addresses": ["10.9.0.0/24"]}]'}, "without /length"),
+        ({"nics": '[{"network": "a", "pools": [""]}]'}, "NIC 1: '' is no name"),
         (
             {"adresses": "10.0.0.1"},
             "annotation muslin.io/adresses '10.0.0.1': not known; there are",
@@ -109,6 +123,36 @@ def test_what_is_wrong_is_said_by_annotation_value_and_mend(
     found = read(**annotations)
     assert words in found.fault
     assert found == Wishes(fault=found.fault)  # nothing of it applies
+
+
+def test_further_nics_are_named_by_their_place_or_by_themselves() -> None:
+    found = read(nics="storage, blue").nics
+    assert [(n.ifname, n.network) for n in found] == [("net1", "storage"), ("net2", "blue")]
+    assert read(nics="[]") == NONE
+    text = """[{"network": "storage"}, {"network": "blue", "name": "net7", "pools": ["b", "a", "b"],
+        "addresses": ["10.9.0.7", "fd09::7"], "mac": "02-00-5E-10-00-07",
+        "ingress": "20M", "egress": "10M"}]"""
+    wishes = read(network="default", nics=text)
+    assert wishes.nics == (
+        Wishes(ifname="net1", network="storage"),
+        Wishes(
+            ifname="net7",
+            network="blue",
+            pools=("b", "a"),
+            ips=(ip_address("10.9.0.7"), ip_address("fd09::7")),
+            mac="02:00:5e:10:00:07",
+            ingress=Rate(rate=2_500_000, burst=250_000),
+            egress=Rate(rate=1_250_000, burst=125_000),
+        ),
+    )
+    assert decode(Wishes, encode(wishes)) == wishes
+
+
+def test_further_nics_of_a_stateful_set_take_addresses_by_ordinal() -> None:
+    text = '[{"network": "blue", "addresses": ["10.9.0.7", "10.9.0.8"]}]'
+    (second,) = read("db-1", stateful=True, nics=text).nics
+    assert second.ips == (ip_address("10.9.0.8"),)
+    assert "NIC 1: several addresses" in read("web", nics=text).fault
 
 
 def test_all_faults_at_once() -> None:
@@ -233,6 +277,13 @@ def test_what_is_missing_is_named(asked: dict[str, str], words: str) -> None:
 def test_a_wish_that_makes_no_sense_was_not_met_either() -> None:
     (words,) = missed(read(mac="nonsense"), HAS, POOLS)
     assert words.startswith("annotation muslin.io/mac 'nonsense': ")
+
+
+def test_a_network_that_no_nic_is_on_is_missing() -> None:
+    asked = read(nics="storage,blue")
+    assert missed(asked, HAS, POOLS, ["default"]) == ("annotation muslin.io/nics storage,blue",)
+    assert missed(asked, HAS, POOLS, ["default", "blue"]) == ("annotation muslin.io/nics storage",)
+    assert missed(asked, HAS, POOLS, ["default", "blue", "storage"]) == ()
 
 
 def test_what_the_runtime_brought_by_itself_is_not_missing() -> None:

@@ -5,7 +5,10 @@
 
 A crash after any arrow leaves a state that `recover` undoes or completes at
 the next start; an address is free only when nothing answers to it any more.
-Calls for one attachment wait for each other; others run side by side.
+Calls for one container wait for each other; others run side by side.
+
+A pod that lists further NICs gets them by the ADD of its first, all or none:
+every arrow is one transaction or one batch for all of them (agent/legs.py).
 
 Unregistering one device takes the kernel 12 to 30 ms, mostly waiting, and two
 hundred at once hardly longer (measured).  So DEL only writes down what is to
@@ -20,15 +23,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from errno import EEXIST, ENOENT
 
-from muslin import backend
 from muslin.agent import ground, mapped
-from muslin.agent.ground import Ground
 from muslin.agent.known import Known
-from muslin.agent.wishes import NONE, Wishes, joined, narrowed
+from muslin.agent.legs import Leg, attached, family, legs_of, plan_of
+from muslin.agent.wishes import NONE, Wishes
 from muslin.cni.protocol import Attached, Request, promised
 from muslin.errors import (
     CheckFailed,
@@ -43,10 +45,10 @@ from muslin.errors import (
 )
 from muslin.kernel import Kernel, boot, netns
 from muslin.log import log
-from muslin.model import Nic, device_name, is_pod_device
+from muslin.model import device_name, is_pod_device
 from muslin.plan.diff import Change, diff
 from muslin.plan.objects import InTable, Link, Neigh, Object, Plan, Veth, holds
-from muslin.plan.pod import GATEWAY, HOST_MAC, host_side
+from muslin.plan.pod import host_side, rules
 from muslin.plan.render import words
 from muslin.store.ledger import Attachment, Ledger
 
@@ -76,7 +78,7 @@ class Attachments:
     ) -> None:
         self._ledger, self._kernel, self._clock = ledger, kernel, clock
         self._refill, self._inhabited, self._pods = refill, inhabited, pods
-        self._busy: set[tuple[str, str]] = set()
+        self._busy: set[str] = set()  # containers
         self._turn = threading.Condition()
         self._doomed = threading.Event()
         self._reaping = threading.Lock()
@@ -95,62 +97,67 @@ class Attachments:
             raise
 
     def _add(self, request: Request, wishes: Wishes) -> Attached:
-        request = joined(request, wishes)
-        where = narrowed(ground.find(self._ledger, request.network), wishes)
+        legs = legs_of(self._ledger, request, wishes)
         if fault := ground.fault(self._ledger):
             raise NotReady(fault, hint="see `muslin doctor`")
-        with self._alone(request.container, request.ifname):
-            before = self._ledger.find(request.container, request.ifname)
-            asked = (request.netns, request.wants, where.network.name)
-            wanted = before and (before.netns, before.wants, before.network) == asked
-            if before and before.state == "ready" and wanted:
-                nic = _nic(before, where)
-                if not self._missing(backend.load(where.network).nic(nic)):
-                    self._ledger.ready(request.container, request.ifname)  # as young as this call
-                    return _attached(nic)
-            if before:
-                self._undo(before.container, before.ifname)
+        with self._alone(request.container):
+            there = self._ledger.of(request.container)
+            before = family(there, request.ifname)
+            for ifname in legs.keys() & (there.keys() - before.keys()):
+                why = f"interface {ifname} was made by the ADD of {there[ifname].of}"
+                raise RequestError(7, f"{request.container}: {why}", hint="give it another name")
+            made = {i: a for i, a in before.items() if i in legs and self._stands(a, legs[i])}
+            if made.keys() == legs.keys() == before.keys():
+                self._ledger.ready(request.container, *made)  # as young as this call
+                return attached(made, legs)
+            self._undo(request.container, {i: a for i, a in before.items() if i not in made})
             netns_id = _foreign(request.netns)
-            claimed = self._claim(request, where, netns_id)  # durable before visible
-            nic = _nic(claimed, where)
+            lacking = [leg for ifname, leg in legs.items() if ifname not in made]
             try:
-                self._make(backend.load(where.network).nic(nic))
-                self._ledger.ready(request.container, request.ifname)
+                made |= self._claim(lacking, netns_id)  # durable before visible
+                new = (plan_of(made[leg.request.ifname], leg.where) for leg in lacking)
+                self._make(frozenset().union(*new))
+                self._ledger.ready(request.container, *made)
             except BaseException:
-                self._undo(request.container, request.ifname)
+                self._undo(request.container, made)
                 raise
-            return _attached(nic)
+            return attached(made, legs)
 
     def delete(self, request: Request, *, before: float = math.inf) -> None:
         """Undo `add`, however far it got.  Repeating it, or missing pieces, is success.
 
         The device is gone within tens of milliseconds, and its addresses are
         free only then; with `syncDelete`, before this returns.  A younger
-        attachment than `before` is not the one that was meant, and stays.
+        attachment than `before` is not the one that was meant, and stays; so
+        does one that another interface's ADD has made.
         """
         container, ifname = request.container, request.ifname
-        with self._alone(container, ifname):
-            found = self._ledger.find(container, ifname)
-            if found and found.since >= before:
-                log.info("attachment.younger", container=container, ifname=ifname)
+        with self._alone(container):
+            there = self._ledger.of(container)
+            found = there.get(ifname)
+            if found and (found.since >= before or found.of != ifname):
+                why = "younger" if found.of == ifname else f"of {found.of}"
+                log.info("attachment.stays", container=container, ifname=ifname, why=why)
                 return
+            gone = family(there, ifname)
             if request.sync_delete or found is None:
-                self._undo(container, ifname)
+                self._undo(container, {ifname: None, **gone})
             else:
-                self._ledger.deleting(container, ifname)
+                self._ledger.deleting(container, *gone)
                 self._doomed.set()
 
     def check(self, request: Request) -> None:
         """Compare what ADD promised with the kernel; CheckFailed lists what is missing."""
         name = f"{request.container}/{request.ifname}"
-        with self._alone(request.container, request.ifname):
-            found = self._ledger.find(request.container, request.ifname)
-            if found is None or found.state != "ready":
+        with self._alone(request.container):
+            there = family(self._ledger.of(request.container), request.ifname)
+            found = there.get(request.ifname)
+            if found is None or any(a.state != "ready" for a in there.values()):
                 raise CheckFailed(
                     f"{name}: no such attachment", hint="delete the pod and add it again"
                 )
-            where = ground.find(self._ledger, found.network)
-            missing = self._missing(backend.load(where.network).nic(_nic(found, where)))
+            plans = (plan_of(a, ground.find(self._ledger, a.network)) for a in there.values())
+            missing = self._missing(frozenset().union(*plans))
         wrong = [words(o) for o in missing]
         strange = set(promised(request)) - set(found.addresses)
         wrong += [
@@ -175,15 +182,15 @@ class Attachments:
             return  # the runtime did not say what is valid: nothing follows from that
         errors: list[MuslinError] = []
         for found in self._ledger.attachments():
-            known = (found.container, found.ifname) in valid
+            known = (found.container, found.of) in valid
             if known or found.conf != request.name or found.since >= began:
                 continue
             if found.state == "ready" and _is_there(found) and self._inhabited(found.netns):
                 log.warning("cni.not_collected", container=found.container, why="in use")
                 continue
             try:
-                with self._alone(found.container, found.ifname):
-                    self._undo(found.container, found.ifname)
+                with self._alone(found.container):
+                    self._undo(found.container, {found.ifname: found})
                 log.info("cni.collected", container=found.container, ifname=found.ifname)
             except MuslinError as e:  # the spec: go on, then report
                 errors.append(e)
@@ -221,7 +228,7 @@ class Attachments:
         for found in self._ledger.attachments():
             if found.state != "ready":
                 log.info("attachment.undone", container=found.container, state=found.state)
-                self._undo(found.container, found.ifname)
+                self._undo(found.container, {found.ifname: found})
         self.adopt()
 
     def adopt(self) -> None:
@@ -255,34 +262,39 @@ class Attachments:
     def reap(self) -> int:
         """Complete every DEL that was answered, in one batch; say how many."""
         with self._reaping:
-            doomed = self._ledger.in_state("deleting")
+            doomed = {a.dev: a for a in self._ledger.in_state("deleting")}
             mapped.remove(self._ledger, self._kernel, doomed)
-            removals = [Change("remove", Link(name=dev, kind=Veth())) for dev in doomed]
             try:
-                self._kernel.apply(removals)
+                self._kernel.apply(_removals(doomed))
             except KernelError:
                 # One that the kernel keeps must not keep the others' addresses.
-                doomed = [c.obj.dev for c in removals if isinstance(c.obj, Link) and self._goes(c)]
-            self._ledger.release_all(doomed)
+                doomed = {dev: a for dev, a in doomed.items() if self._goes(dev, a)}
+            self._ledger.release_all(list(doomed))
         return len(doomed)
 
-    def _goes(self, removal: Change) -> bool:
+    def _goes(self, dev: str, found: Attachment) -> bool:
         try:
-            self._kernel.apply([removal])
+            self._kernel.apply(_removals({dev: found}))
         except KernelError as e:
             log.error("reaper.refused", error=str(e))
             return False
         return True
 
     def sweep(self) -> None:
-        """Release attachments whose device and namespace are both gone, longer than the grace."""
+        """Release attachments whose device and namespace are both gone, longer than the grace.
+
+        And what was adopted, once its device is gone: a DEL names no more than a pod's first NIC.
+        """
+        held = self._ledger.devices()
         devices = {o.name for o in self._kernel.observe() if isinstance(o, Link)}
         for found in self._ledger.attachments():
             old = self._clock() - found.since > GRACE
             if old and found.dev not in devices and not _is_there(found):
                 log.info("attachment.swept", container=found.container, ifname=found.ifname)
-                with self._alone(found.container, found.ifname):
-                    self._undo(found.container, found.ifname)
+                with self._alone(found.container):
+                    self._undo(found.container, {found.ifname: found})
+        adopted = held - devices - {a.dev for a in self._ledger.attachments()}
+        self._ledger.release_all(sorted(adopted))
 
     def host_plan(self) -> Plan:
         """The node's side of every pod that is there: mended when somebody broke it."""
@@ -291,27 +303,40 @@ class Attachments:
         for found in self._ledger.attachments():
             if found.state == "ready" and found.network in networks:
                 where = ground.find(self._ledger, found.network)
-                plan |= host_side(backend.load(where.network).nic(_nic(found, where)))
+                plan |= host_side(plan_of(found, where))
         return frozenset(plan)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────
 
-    def _claim(self, request: Request, where: Ground, netns_id: str) -> Attachment:
-        """Addresses for a new attachment, waiting a little for another block where one may come."""
+    def _stands(self, found: Attachment, leg: Leg) -> bool:
+        """Whether it is what is asked for, and whole."""
+        asked = (leg.request.netns, leg.request.wants, leg.where.network.name)
+        same = (found.netns, found.wants, found.network) == asked
+        return same and found.state == "ready" and not self._missing(plan_of(found, leg.where))
+
+    def _claim(self, legs: Sequence[Leg], netns_id: str) -> dict[str, Attachment]:
+        """Addresses for all or none, waiting a little for another block where one may come."""
         deadline, tried = time.monotonic() + PATIENCE, False
+        if not legs:
+            return {}
+        where = legs[0].where
         while True:
             try:
-                return self._ledger.claim(
-                    request.container,
-                    request.ifname,
-                    netns=request.netns,
-                    conf=request.name,
-                    network=where.network.name,
-                    mtu=where.mtu,
-                    pools=where.pools,
-                    wants=request.wants,
-                    netns_id=netns_id,
-                )
+                with self._ledger.together():
+                    made = {}
+                    for request, where in legs:
+                        made[request.ifname] = self._ledger.claim(
+                            request.container,
+                            request.ifname,
+                            netns=request.netns,
+                            conf=request.name,
+                            network=where.network.name,
+                            mtu=where.mtu,
+                            pools=where.pools,
+                            wants=request.wants,
+                            netns_id=netns_id,
+                        )
+                return made
             except Taken:
                 if tried:
                     raise
@@ -338,15 +363,20 @@ class Attachments:
             if e.errno != EEXIST:
                 raise
             self.reap()
+            pairs = (o for o in plan if isinstance(o, Link) and o.kind == Veth())
+            self._kernel.apply([Change("remove", o) for o in pairs])  # of several, some were made
             self._kernel.apply(diff(plan, frozenset()))
 
-    def _undo(self, container: str, ifname: str) -> None:
-        self._ledger.deleting(container, ifname)
-        nic = Link(name=device_name(container, ifname), kind=Veth())
+    def _undo(self, container: str, gone: Mapping[str, Attachment | None]) -> None:
+        """Take back these of a container's interfaces, each with its row if it has one."""
+        if not gone:
+            return
+        self._ledger.deleting(container, *gone)
+        devs = {device_name(container, ifname): found for ifname, found in gone.items()}
         with self._reaping:
-            mapped.remove(self._ledger, self._kernel, {nic.name})
-            self._kernel.apply([Change("remove", nic)])  # routes, neighbours, peer go with it
-            self._ledger.release(container, ifname)  # last: free only when nothing answers to it
+            mapped.remove(self._ledger, self._kernel, devs)
+            self._kernel.apply(_removals(devs))
+            self._ledger.release_all(list(devs))  # last: free only when nothing answers to it
 
     def _missing(self, plan: Plan) -> list[Object]:
         observed = {o.key: o for o in self._kernel.observe(plan)}
@@ -356,35 +386,27 @@ class Attachments:
         ]  # fmt: skip
 
     @contextmanager
-    def _alone(self, container: str, ifname: str) -> Iterator[None]:
-        """One call at a time for one attachment."""
-        key = (container, ifname)
+    def _alone(self, container: str) -> Iterator[None]:
+        """One call at a time for one container."""
         with self._turn:
-            self._turn.wait_for(lambda: key not in self._busy)
-            self._busy.add(key)
+            self._turn.wait_for(lambda: container not in self._busy)
+            self._busy.add(container)
         try:
             yield
         finally:
             with self._turn:
-                self._busy.discard(key)
+                self._busy.discard(container)
                 self._turn.notify_all()
 
 
-def _nic(found: Attachment, where: Ground) -> Nic:
-    return Nic(
-        container=found.container,
-        ifname=found.ifname,
-        netns=found.netns,
-        addresses=found.addresses,
-        mtu=found.mtu,
-        host=where.host,
-        wants=found.wants,
-    )
-
-
-def _attached(nic: Nic) -> Attached:
-    versions = sorted({a.version for a in nic.addresses})
-    return Attached(nic=nic, gateways=tuple(GATEWAY[v] for v in versions), host_mac=HOST_MAC)
+def _removals(gone: Mapping[str, Attachment | None]) -> list[Change]:
+    """What takes NICs out of the kernel, by their devices; routes, neighbours, peers go along."""
+    strays: list[Object] = []
+    for found in gone.values():
+        if found and found.wants.apart and _is_there(found):
+            strays += rules(found.netns, found.wants.apart, found.addresses)
+    pairs = (Link(name=dev, kind=Veth()) for dev in gone)
+    return [Change("remove", o) for o in (*strays, *pairs)]
 
 
 def _foreign(path: str) -> str:

@@ -92,7 +92,8 @@ class Events:
                 continue
             pools = {pool for pool, cidr in blocks if any(a in cidr for a in found.addresses)}
             asked = decode(Wishes, seen.row.wishes.encode(), subject="node.db: a pod's wishes")
-            lacks = missed(asked, found, pools)
+            nics = [a.network for a in attached if a.container == found.container]
+            lacks = missed(asked, found, pools, nics)
             if lacks:
                 words = f"attached with the defaults ({failure.message}), without what it asks for"
                 note = f"{words}: {'; '.join(lacks)}; delete the pod: a new one gets it"

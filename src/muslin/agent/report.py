@@ -6,6 +6,8 @@ network one annotation, `muslin.io/status`, saying what it was given:
 
     {"network":"default","interface":"eth0","addresses":["10.0.0.10"],"mac":"0a:58:0a:00:00:0a"}
 
+A pod with several NICs has a list of these, its first one first.
+
 Both are written when they differ from what is there, so an agent that starts
 again writes nothing.
 """
@@ -19,6 +21,7 @@ import msgspec
 
 import muslin
 from muslin.agent import wishes
+from muslin.agent.legs import in_order
 from muslin.agent.pods import Seen
 from muslin.agent.sync import Standing
 from muslin.cni.capabilities import pod_name
@@ -120,16 +123,24 @@ class PodReport:
             self._sent[key] = (seen.uid, text)
 
 
-def _given(attachments: Iterable[Attachment]) -> dict[str, Attachment]:
-    """The last attachment of every pod that has a name."""
-    return {a.wants.pod: a for a in attachments if a.state == "ready" and a.wants.pod}
+def _given(attachments: Iterable[Attachment]) -> dict[str, list[Attachment]]:
+    """The NICs of every pod that has a name; of its last container, if one is still going."""
+    found: dict[str, list[Attachment]] = {}
+    for one in attachments:
+        if one.state == "ready" and one.wants.pod:
+            before = found.get(one.wants.pod, [])
+            found[one.wants.pod] = [*(a for a in before if a.container == one.container), one]
+    return found
 
 
-def _text(found: Attachment) -> str:
-    status = {
-        "network": found.network,
-        "interface": found.ifname,
-        "addresses": [str(a) for a in found.addresses],
-        "mac": found.wants.mac or mac_of(found.addresses[0]),
-    }
-    return msgspec.json.encode(status).decode()
+def _text(found: Iterable[Attachment]) -> str:
+    nics = [
+        {
+            "network": one.network,
+            "interface": one.ifname,
+            "addresses": [str(a) for a in one.addresses],
+            "mac": one.wants.mac or mac_of(one.addresses[0]),
+        }
+        for one in in_order(found)
+    ]
+    return msgspec.json.encode(nics if len(nics) > 1 else nics[0]).decode()

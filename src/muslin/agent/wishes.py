@@ -5,6 +5,8 @@
     muslin.io/addresses                     10.0.0.10,fd00::10: these and no others
     muslin.io/mac                           of the pod's end
     kubernetes.io/ingress-bandwidth, …/egress-bandwidth      bits per second: 20M
+    muslin.io/nics                          further NICs: networks with commas between, or a
+                                            JSON list that says as much of each as the above
 
 More than one address of an IP version on a pod of a StatefulSet: the pod with
 ordinal N takes the one at N, counted from 0, of each version.
@@ -21,7 +23,7 @@ known here is refused: a typing error must not become a default.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -29,7 +31,7 @@ import msgspec
 
 from muslin.agent.ground import Ground
 from muslin.cni.capabilities import NO_BURST, addresses_of, mac_of, rate_of
-from muslin.cni.environment import shown
+from muslin.cni.environment import ifname_fault, shown
 from muslin.cni.protocol import Request
 from muslin.errors import RequestError
 from muslin.model import Address, Rate
@@ -41,10 +43,12 @@ NETWORK, POOLS = PREFIX + "network", PREFIX + "pools"
 ADDRESSES, MAC, NICS = PREFIX + "addresses", PREFIX + "mac", PREFIX + "nics"
 STATUS = PREFIX + "status"  # ours, not a wish: what the pod was given
 INGRESS, EGRESS = "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"
-KNOWN = (NETWORK, POOLS, ADDRESSES, MAC)
+KNOWN = (NETWORK, POOLS, ADDRESSES, MAC, NICS)
 
 MEND = "change the annotation, on the pod or in its template; the pod is tried again by itself"
 MOST_ADDRESSES = 4096  # in one annotation; all of a pod's have 256 KiB
+MOST_NICS = 8  # beside the first; each is a device, and some 1 ms of the ADD
+_TAKEN = ("eth0", "lo", "all", "default")  # the last two are the kernel's, below net/ipv4/conf
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_WORDS = "write a name of a-z, 0-9 and -, at most 63 characters"
 # k8s.io/apimachinery/pkg/api/resource: a number and a suffix, or an exponent.
@@ -65,9 +69,24 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ingress: Rate | None = None
     egress: Rate | None = None
     fault: str = ""  # why the pod cannot have what it asks for
+    nics: tuple[Wishes, ...] = ()  # further ones, each with network and ifname
+    ifname: str = ""  # of a further NIC
 
 
 NONE = Wishes()
+
+
+class _Listed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    network: str
+    name: str = ""
+    pools: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    mac: str = ""
+    ingress: str = ""
+    egress: str = ""
+
+
+_listed = msgspec.json.Decoder(tuple[_Listed, ...])
 
 
 def read(annotations: Mapping[str, str], *, pod: str, stateful: bool) -> Wishes:
@@ -93,7 +112,7 @@ def _one(key: str, value: str, pod: str, stateful: bool) -> dict[str, object]:
         case "muslin.io/network":
             return {"network": _label(value)}
         case "muslin.io/pools":
-            return {"pools": tuple(dict.fromkeys(_label(p.strip()) for p in value.split(",")))}
+            return {"pools": _labels(value.split(","))}
         case "muslin.io/addresses":
             return {"ips": _addresses(value, pod, stateful)}
         case "muslin.io/mac":
@@ -105,7 +124,7 @@ def _one(key: str, value: str, pod: str, stateful: bool) -> dict[str, object]:
         case "kubernetes.io/egress-bandwidth":
             return {"egress": rate_of("egress", bits(value), NO_BURST)}
         case "muslin.io/nics":
-            raise RequestError(7, "more than one NIC is not supported yet; remove it")
+            return {"nics": _nics(value, pod, stateful)}
     if key.startswith(PREFIX) and key != STATUS:
         raise RequestError(7, f"not known; there are {', '.join(KNOWN)}")
     return {}
@@ -115,6 +134,53 @@ def _label(text: str) -> str:
     if not _LABEL.fullmatch(text):
         raise RequestError(7, f"{shown(text)} is no name; {_LABEL_WORDS}")
     return text
+
+
+def _labels(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_label(t.strip()) for t in texts))
+
+
+def _nics(text: str, pod: str, stateful: bool) -> tuple[Wishes, ...]:
+    if text.startswith(("[", "{")):
+        try:
+            listed = _listed.decode(text)
+        except msgspec.MsgspecError as e:
+            why = 'write networks with commas between, or a list such as [{"network": "blue"}]'
+            raise RequestError(7, f"{e}; {why}") from e
+    else:
+        listed = tuple(_Listed(network=name.strip()) for name in text.split(","))
+    if len(listed) > MOST_NICS:
+        raise RequestError(7, f"{len(listed)} NICs; {MOST_NICS} are the most")
+    found: list[Wishes] = []
+    for at, one in enumerate(listed, 1):
+        try:
+            found.append(_nic(one, f"net{at}", pod, stateful))
+        except RequestError as e:
+            raise RequestError(7, f"NIC {at}: {e}") from e
+    for what, names in (
+        ("name", [n.ifname for n in found]),
+        ("network", [n.network for n in found]),
+    ):
+        if twice := next((n for n in names if names.count(n) > 1), ""):
+            raise RequestError(7, f"{what} {twice} twice; each NIC has its own {what}")
+    return tuple(found)
+
+
+def _nic(one: _Listed, default: str, pod: str, stateful: bool) -> Wishes:
+    name = one.name or default
+    if name in _TAKEN:
+        raise RequestError(7, f"name {name} is another's; leave it out, and it is {default}")
+    if fault := ifname_fault(name):
+        raise RequestError(7, f"name {shown(name)}: {fault}")
+    return Wishes(
+        ifname=name,
+        network=_label(one.network),
+        pools=_labels(one.pools),
+        ips=_addresses(",".join(one.addresses), pod, stateful) if one.addresses else (),
+        mac=mac_of(one.mac),
+        ingress=rate_of("ingress", bits(one.ingress), NO_BURST) if one.ingress else None,
+        egress=rate_of("egress", bits(one.egress), NO_BURST) if one.egress else None,
+    )
 
 
 def _addresses(text: str, pod: str, stateful: bool) -> tuple[Address, ...]:
@@ -192,8 +258,12 @@ def joined(request: Request, wishes: Wishes) -> Request:
     return replace(request, wants=wants, network=wishes.network or request.network)
 
 
-def missed(wishes: Wishes, found: Attachment, pools: Collection[str]) -> tuple[str, ...]:
-    """What the pod asks for and `found` has not, in words; `pools`: of its addresses.
+def missed(
+    wishes: Wishes, found: Attachment, pools: Collection[str], nics: Collection[str] = ()
+) -> tuple[str, ...]:
+    """What the pod asks for and `found` has not, in words.
+
+    `pools`: of its addresses; `nics`: the networks of all the pod's NICs.
 
     A limit that differs is met: the runtime's wins over the annotation's.
     """
@@ -202,6 +272,7 @@ def missed(wishes: Wishes, found: Attachment, pools: Collection[str]) -> tuple[s
     given = found.wants
     mac = given.mac or address_mac(found.addresses[0])
     strange = [name for name in pools if wishes.pools and name not in wishes.pools]
+    lacking = [nic.network for nic in wishes.nics if nic.network not in nics]
     unmet = (
         (NETWORK, wishes.network, wishes.network not in ("", found.network)),
         (POOLS, ",".join(wishes.pools), bool(strange)),
@@ -209,6 +280,7 @@ def missed(wishes: Wishes, found: Attachment, pools: Collection[str]) -> tuple[s
         (MAC, wishes.mac, wishes.mac not in ("", mac)),
         (INGRESS, "", wishes.ingress is not None and given.ingress is None),
         (EGRESS, "", wishes.egress is not None and given.egress is None),
+        (NICS, ",".join(lacking), bool(lacking)),
     )
     return tuple(f"annotation {key} {value}".rstrip() for key, value, is_so in unmet if is_so)
 
@@ -217,9 +289,10 @@ def narrowed(where: Ground, wishes: Wishes) -> Ground:
     """The network with only the pools that the pod asks for; RequestError 7 for one it has not."""
     if not wishes.pools:
         return where
+    key = NICS if wishes.ifname else POOLS
     known = {p.name: p for p in where.pools}
     if strange := [name for name in wishes.pools if name not in known]:
         why = f"network {where.network.name} has no pool {', '.join(strange)}"
         there = f"it has {', '.join(known) or 'none'}"
-        raise RequestError(7, f"annotation {POOLS}: {why}; {there}", hint=MEND)
+        raise RequestError(7, f"annotation {key}: {why}; {there}", hint=MEND)
     return msgspec.structs.replace(where, pools=tuple(known[name] for name in wishes.pools))

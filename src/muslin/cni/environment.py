@@ -99,7 +99,8 @@ def name_fault(value: str) -> str:
     return f"a letter or digit, then letters, digits, '_', '.' and '-', at most {_NAME_MAX}"
 
 
-def _ifname_fault(value: str) -> str:
+def ifname_fault(value: str) -> str:
+    """Why this is no name of an interface; "" if it is one."""
     if _IFNAME.fullmatch(value) and not _IFNAME_FORBIDDEN.search(value):
         return ""
     return "1 to 15 visible characters, none of '/', ':' and '%', and not '.' or '..'"
@@ -121,7 +122,7 @@ def _text_fault(value: str) -> str:
 _JUDGES: Mapping[str, Callable[[str], str]] = {
     "CNI_CONTAINERID": name_fault,
     "CNI_NETNS": _netns_fault,
-    "CNI_IFNAME": _ifname_fault,
+    "CNI_IFNAME": ifname_fault,
 }
 
 

@@ -112,8 +112,9 @@ class Attached:
     """What a successful ADD made, as far as a runtime is told."""
 
     nic: Nic
-    gateways: tuple[Address, ...]  # the pod's default routes, one of a family at most
+    gateways: tuple[Address, ...]  # the next hops of its routes, one of a family at most
     host_mac: str = ""  # of the host end; "" where the node has no device for this pod
+    further: tuple[Attached, ...] = ()  # what the same ADD made beside it
 
 
 # ── what was asked ──────────────────────────────────────────────────────────────────────────────
@@ -305,29 +306,51 @@ def _attachments(raw: Mapping[str, Any]) -> tuple[tuple[str, str], ...] | None:
 
 
 def result(version: str, attached: Attached, dns: Dns = NO_DNS) -> bytes:
-    """The answer to ADD, in the shape of the version that was asked for."""
-    nic = attached.nic
-    ends = [{"name": nic.dev, "mac": attached.host_mac}] if attached.host_mac else []
-    ends.append({"name": nic.ifname, "mac": nic.mac, "sandbox": nic.netns})
-    gateways = {gateway.version: str(gateway) for gateway in attached.gateways}
+    """The answer to ADD, in the shape of the version that was asked for.
+
+    The pod's first NIC comes first in all three lists: what reads no more of
+    them than one address of each version (plugins of a chain, some runtimes)
+    takes that one's for the pod's.
+    """
+    ends: list[dict[str, object]] = []
     ips: list[dict[str, object]] = []
-    for address in nic.addresses:
-        ip: dict[str, object] = {"version": str(address.version)} if version < "1" else {}
-        ip["address"] = f"{address}/{address.max_prefixlen}"
-        if address.version in gateways:
-            ip["gateway"] = gateways[address.version]
-        ip["interface"] = len(ends) - 1
-        ips.append(ip)
-    anywhere = {4: "0.0.0.0/0", 6: "::/0"}
+    routes: list[dict[str, str]] = []
+    for one in (attached, *attached.further):
+        nic, mtu = one.nic, {"mtu": one.nic.mtu} if version >= "1.1" else {}
+        gateways: dict[int, str] = {g.version: str(g) for g in one.gateways}
+        if one.host_mac:
+            ends.append({"name": nic.dev, "mac": one.host_mac, **mtu})
+        ends.append({"name": nic.ifname, "mac": nic.mac, "sandbox": nic.netns, **mtu})
+        ips += [_ip(version, address, gateways, len(ends) - 1) for address in nic.addresses]
+        routes += _routes(nic, gateways)
     answer: dict[str, object] = {
         "cniVersion": version,
-        "interfaces": [end | {"mtu": nic.mtu} for end in ends] if version >= "1.1" else ends,
+        "interfaces": ends,
         "ips": ips,
-        "routes": [{"dst": anywhere[v], "gw": gateway} for v, gateway in gateways.items()],
+        "routes": routes,
     }
     if dns != NO_DNS:
         answer["dns"] = dns
     return msgspec.json.encode(answer)
+
+
+def _ip(
+    version: str, address: Address, gateways: Mapping[int, str], interface: int
+) -> dict[str, object]:
+    ip: dict[str, object] = {"version": str(address.version)} if version < "1" else {}
+    ip["address"] = f"{address}/{address.max_prefixlen}"
+    if address.version in gateways:
+        ip["gateway"] = gateways[address.version]
+    return ip | {"interface": interface}
+
+
+def _routes(nic: Nic, gateways: Mapping[int, str]) -> list[dict[str, str]]:
+    if nic.wants.apart is None or not nic.is_further:
+        anywhere = {4: "0.0.0.0/0", 6: "::/0"}
+        return [{"dst": anywhere[v], "gw": gateway} for v, gateway in gateways.items()]
+    versions = {a.version for a in nic.addresses} & gateways.keys()
+    near = (p for p in nic.wants.apart.routes if p.version in versions)
+    return [{"dst": str(p), "gw": gateways[p.version]} for p in near]
 
 
 def version_reply(version: str) -> bytes:

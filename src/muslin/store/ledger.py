@@ -75,6 +75,11 @@ class Attachment:
     addresses: tuple[Address, ...]
     netns_id: str = ""  # `netns.identity` of it when it was claimed; empty: not known
 
+    @property
+    def of(self) -> str:
+        """The interface whose ADD made it: itself, unless it is one of a list."""
+        return self.wants.apart.of if self.wants.apart else self.ifname
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -137,9 +142,21 @@ class Ledger:
             yield
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written meanwhile, by this thread, is written at once or not at all."""
+        with self._transaction():
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; NotReady when the disk is full or the file cannot be written."""
+        """All or nothing; NotReady when the disk is full or the file cannot be written.
+
+        Within another it is a part of that one.
+        """
         with self._lock:
+            if self._db.in_transaction:  # of this thread: the lock is ours
+                yield self._db
+                return
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
@@ -289,31 +306,29 @@ class Ledger:
             netns_id=netns_id,
         )
 
-    def ready(self, container: str, ifname: str) -> None:
-        """The kernel holds the attachment, and its runtime wants it as of now."""
-        self._set_state(container, ifname, "ready")
+    def ready(self, container: str, *ifnames: str) -> None:
+        """The kernel holds these attachments, and their runtime wants them as of now."""
+        self._set_state(container, ifnames, "ready")
 
-    def deleting(self, container: str, ifname: str) -> None:
-        """The attachment is being undone; its addresses are still taken."""
-        self._set_state(container, ifname, "deleting")
+    def deleting(self, container: str, *ifnames: str) -> None:
+        """These attachments are being undone; their addresses are still taken."""
+        self._set_state(container, ifnames, "deleting")
 
-    def _set_state(self, container: str, ifname: str, state: State) -> None:
+    def _set_state(self, container: str, ifnames: Sequence[str], state: State) -> None:
         since = self._clock() if state == "ready" else None
         with self._transaction() as db:
-            db.execute(
+            db.executemany(
                 "UPDATE attachment SET state = ?, since = coalesce(?, since) WHERE dev = ?",
-                (state, since, device_name(container, ifname)),
+                [(state, since, device_name(container, i)) for i in ifnames],
             )
 
     def release(self, container: str, ifname: str) -> None:
         """Forget the attachment; its addresses start their rest.  Absence is success."""
         self.release_all([device_name(container, ifname)])
 
-    def in_state(self, state: State) -> list[str]:
-        """The devices of all attachments in one state."""
-        with self._lock:
-            rows = self._db.execute("SELECT dev FROM attachment WHERE state = ?", (state,))
-            return [dev for (dev,) in rows]
+    def in_state(self, state: State) -> list[Attachment]:
+        """All attachments in one state."""
+        return self._select("WHERE state = ?", state)
 
     def release_all(self, devs: Sequence[str]) -> None:
         """Forget the attachments of these devices, in one transaction."""
@@ -351,11 +366,9 @@ class Ledger:
             )
             return done.rowcount > 0
 
-    def find(self, container: str, ifname: str) -> Attachment | None:
-        """The attachment, in whatever state, or None."""
-        return next(
-            iter(self._select("WHERE container = ? AND ifname = ?", container, ifname)), None
-        )
+    def of(self, container: str) -> dict[str, Attachment]:
+        """Every attachment of one container, in whatever state, by its interface."""
+        return {a.ifname: a for a in self._select("WHERE container = ?", container)}
 
     def attachments(self) -> list[Attachment]:
         """Every attachment, oldest first."""
