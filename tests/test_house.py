@@ -23,6 +23,12 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by it, and collects nothing when two are the same."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [n for n in names if names.count(n) > 1] == []
+
+
 def test_imports_go_one_way() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([lint], cwd=ROOT, capture_output=True, text=True, check=False)
