@@ -28,8 +28,8 @@ netns: $(STAMP)  ## real kernel in namespaces of its own
 conformance: $(STAMP)  ## every store, every kernel against its contract
 	$(PYTEST) tests/conformance
 
-e2e: $(STAMP)    ## labs with real agents
-	$(PYTEST) tests/e2e
+e2e: $(STAMP)    ## labs with real agents; with KUBECONFIG set, the cluster it leads to instead
+	$(PYTEST) $(if $(KUBECONFIG),tests/cluster --cluster $(KUBECONFIG),tests/e2e)
 
 runtimes: $(STAMP)  ## containerd and podman in labs; installs them (60 MB) where they are missing
 	@RUNTIMES=1 sh scripts/setup.sh
