@@ -108,9 +108,10 @@ class Tls:
 
     def __init__(self, at: Access) -> None:
         self._at = at
-        self.context = ssl.create_default_context()
         if at.ca_file or at.ca_data:
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        else:  # reads the system's CAs, which takes 25 ms
+            self.context = ssl.create_default_context()
         # Python 3.13 sets this by default; it refuses the CAs of many clusters (no Authority Key
         # Identifier), which every other client accepts.
         self.context.verify_flags &= ~ssl.VERIFY_X509_STRICT
