@@ -18,6 +18,8 @@ _CORE_TO_NEW = {core: new for new, core in _NEW_TO_CORE.items()}
 
 def to_core(obj: Json) -> Json:
     renamed = {_NEW_TO_CORE.get(name, name): value for name, value in obj.items()}
+    if not renamed.get("message"):
+        renamed.pop("message", None)  # omitempty: a real 1.36.2 gives no empty note back
     return {**renamed, "apiVersion": "v1"}
 
 

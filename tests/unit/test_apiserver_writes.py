@@ -310,3 +310,21 @@ async def test_a_body_may_be_as_large_as_a_real_server_takes(api: ApiServer) -> 
         for size, code in ((2 << 20, 201), (4 << 20, 413)):
             body = {"metadata": {"name": f"m{size}"}, "data": {"x": "y" * size}}
             assert (await client.ask("POST", MAPS, body))[0] == code
+
+
+async def test_an_events_empty_note_is_not_given_back(api: ApiServer) -> None:
+    """As 1.36.2 answered: the field is left out."""
+    path = "/apis/events.k8s.io/v1/namespaces/default/events"
+    event = {
+        "metadata": {"name": "x.1"},
+        "eventTime": "2026-01-31T12:00:00.000000Z",
+        "reportingController": "muslin.io/c",
+        "reportingInstance": "c",
+        "action": "Check",
+        "reason": "R",
+        "type": "Normal",
+        "note": "",
+        "regarding": {"apiVersion": "v1", "kind": "Node", "name": "n"},
+    }
+    assert "note" not in await ask(api, "POST", path, event)
+    assert "note" not in await ask(api, "GET", f"{path}/x.1")

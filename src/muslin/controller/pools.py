@@ -274,7 +274,8 @@ class Pools:
         if ready.status == "False" and not (was and was.message == ready.message):
             await self._events.tell(kind, found, "Warning", "NetworkInvalid", ready.message)
         elif ready.status == "True" and was and was.status == "False":
-            await self._events.tell(kind, found, "Normal", "NetworkValid", ready.message)
+            note = f"network {found.name} is in order again"
+            await self._events.tell(kind, found, "Normal", "NetworkValid", note)
 
     def _measure(self, pools: Mapping[str, PoolStatus], nets: Mapping[str, NetworkStatus]) -> None:
         self._metrics.forget()
