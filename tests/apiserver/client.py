@@ -50,9 +50,14 @@ class Client:
     """One user of one server."""
 
     def __init__(
-        self, url: str, *, token: str | None = None, context: ssl.SSLContext | None = None
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        context: ssl.SSLContext | None = None,
+        agent: str = "test",
     ) -> None:
-        headers = {"User-Agent": "test/1"}
+        headers = {"User-Agent": f"{agent}/1"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._url, self._headers, self._context = url, headers, context

@@ -13,9 +13,7 @@ import pytest
 from benches import Bench, Etcd, need_etcd
 from typed import Typed
 
-from apiserver import ApiServer
-from muslin.kube import Access, Api, crd
-from muslin.kube.kinds import CRDS
+from muslin.kube import Api
 from muslin.kube.values import KINDS
 from muslin.store import Store
 from muslin.store.etcd import EtcdStore
@@ -24,6 +22,7 @@ from muslin.store.memory import MemoryStore
 from muslin.store.promises import Expiry
 from muslin.store.sqlite import SqliteStore
 from muslin.store.url import EtcdAt
+from servers import Serve
 
 _numbers = itertools.count()
 
@@ -66,18 +65,17 @@ def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
 
 
 @asynccontextmanager
-async def _api_server() -> AsyncIterator[Callable[[], Store]]:
+async def _api_server(serve: Serve) -> AsyncIterator[Callable[[], Store]]:
     """Stores on an API server with our kinds, and one who ends leases, as the controller does."""
     kinds = [KINDS[k] for k in SERVED]
-    async with ApiServer() as server, AsyncExitStack() as stack:
-        for definition in crd.definitions():
-            await server.send("POST", CRDS.path(), definition)
+    async with serve() as server, AsyncExitStack() as stack:
+        await server.define()
 
         def open_() -> Store:
-            store = KubernetesStore(Api(Access(server=server.url)), namespace="default")
+            store = KubernetesStore(Api(server.access()), namespace="default")
             return Typed(store)
 
-        api = await stack.enter_async_context(Api(Access(server=server.url)))
+        api = await stack.enter_async_context(Api(server.access()))
         expiry = asyncio.create_task(Expiry(api, "default", kinds, grace=0.5).run(pause=0.1))
         yield open_
         expiry.cancel()
@@ -86,7 +84,10 @@ async def _api_server() -> AsyncIterator[Callable[[], Store]]:
 
 @pytest.fixture(params=["memory", "sqlite", "etcd", "kubernetes"])
 async def bench(
-    request: pytest.FixtureRequest, tmp_path: Path, shared_etcd: Callable[[], Etcd]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    shared_etcd: Callable[[], Etcd],
+    serve: Serve,
 ) -> AsyncIterator[Bench]:
     """Each store in turn, empty."""
     opened: list[Store] = []
@@ -113,7 +114,7 @@ async def bench(
             at = EtcdAt(members=(shared_etcd().address,), prefix=f"/test{next(_numbers)}/")
             yield Bench("etcd", lambda: keep(EtcdStore(at)), asyncio.sleep)
         case "kubernetes":
-            async with _api_server() as open_:
+            async with _api_server(serve) as open_:
                 yield Bench("kubernetes", lambda: keep(open_()), asyncio.sleep)
                 for store in opened:
                     await store.close()

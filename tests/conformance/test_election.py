@@ -58,6 +58,7 @@ class Replica:
         await asyncio.gather(self.task, return_exceptions=True)
 
 
+@pytest.mark.steers
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_never_two_work_at_once_and_somebody_does(seed: int) -> None:
     uniform = random.Random(seed)

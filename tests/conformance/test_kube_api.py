@@ -10,23 +10,26 @@ from typing import Any
 
 import pytest
 
-from apiserver import ApiServer, Certificate, Settings
+from apiserver import Certificate
 from muslin.errors import ConfigError, Conflict
-from muslin.kube import Access, Api, kubeconfig, micro_time, parse_time
+from muslin.kube import Api, kubeconfig, micro_time, parse_time
 from muslin.kube.kinds import CONFIG_MAPS, LEASES, NAMESPACES, NODES, PODS, muslin
 from muslin.kube.slim import ConfigMap, Lease, Node
+from servers import Serve, Server
+
+NS = "muslin-test-api"
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ApiServer]:
-    async with ApiServer() as made:
-        await made.send("POST", NAMESPACES.path(), {"metadata": {"name": "ns"}})
+async def server(serve: Serve) -> AsyncIterator[Server]:
+    async with serve() as made:
+        await made.send("POST", NAMESPACES.path(), {"metadata": {"name": NS}})
         yield made
 
 
 @pytest.fixture
-async def api(server: ApiServer) -> AsyncIterator[Api]:
-    async with Api(Access(server=server.url)) as made:
+async def api(server: Server) -> AsyncIterator[Api]:
+    async with Api(server.access()) as made:
         yield made
 
 
@@ -35,70 +38,70 @@ def config(**data: str) -> dict[str, Any]:
 
 
 async def test_an_object_is_made_once_and_removed_once(api: Api) -> None:
-    await api.create(CONFIG_MAPS, config(x="1"), namespace="ns")
+    await api.create(CONFIG_MAPS, config(x="1"), namespace=NS)
     with pytest.raises(Conflict, match="already exists"):
-        await api.create(CONFIG_MAPS, config(), namespace="ns")
-    assert await api.delete(CONFIG_MAPS, "a", namespace="ns")
-    assert not await api.delete(CONFIG_MAPS, "a", namespace="ns")
-    assert await api.get(CONFIG_MAPS, "a", namespace="ns") is None
+        await api.create(CONFIG_MAPS, config(), namespace=NS)
+    assert await api.delete(CONFIG_MAPS, "a", namespace=NS)
+    assert not await api.delete(CONFIG_MAPS, "a", namespace=NS)
+    assert await api.get(CONFIG_MAPS, "a", namespace=NS) is None
 
 
 async def test_a_name_may_be_made_by_the_server(api: Api) -> None:
     made = await api.create(
-        CONFIG_MAPS, {"metadata": {"generateName": "a-"}, "data": {}}, namespace="ns"
+        CONFIG_MAPS, {"metadata": {"generateName": "a-"}, "data": {}}, namespace=NS
     )
     assert made["metadata"]["name"].startswith("a-")
 
 
 async def test_a_patch_with_an_old_version_is_a_conflict(api: Api) -> None:
-    made = await api.create(CONFIG_MAPS, config(x="1"), namespace="ns")
+    made = await api.create(CONFIG_MAPS, config(x="1"), namespace=NS)
     old = made["metadata"]["resourceVersion"]
-    await api.patch(CONFIG_MAPS, "a", {"data": {"y": "2"}}, namespace="ns")
+    await api.patch(CONFIG_MAPS, "a", {"data": {"y": "2"}}, namespace=NS)
     with pytest.raises(Conflict):
         change = {"metadata": {"resourceVersion": old}, "data": {"x": None}}
-        await api.patch(CONFIG_MAPS, "a", change, namespace="ns")
+        await api.patch(CONFIG_MAPS, "a", change, namespace=NS)
     test = {"op": "test", "path": "/metadata/resourceVersion", "value": old}
     with pytest.raises(Conflict):
-        await api.patch(CONFIG_MAPS, "a", [test], namespace="ns", how="json")
-    found = await api.get(CONFIG_MAPS, "a", namespace="ns", type=ConfigMap)
+        await api.patch(CONFIG_MAPS, "a", [test], namespace=NS, how="json")
+    found = await api.get(CONFIG_MAPS, "a", namespace=NS, type=ConfigMap)
     assert found is not None
     assert found.data == {"x": "1", "y": "2"}
 
 
 async def test_a_merge_patch_removes_by_none(api: Api) -> None:
-    await api.create(CONFIG_MAPS, config(x="1", y="2"), namespace="ns")
-    changed = await api.patch(CONFIG_MAPS, "a", {"data": {"x": None}}, namespace="ns")
+    await api.create(CONFIG_MAPS, config(x="1", y="2"), namespace=NS)
+    changed = await api.patch(CONFIG_MAPS, "a", {"data": {"x": None}}, namespace=NS)
     assert changed["data"] == {"y": "2"}
 
 
-async def test_apply_holds_its_fields_against_another_manager(server: ApiServer, api: Api) -> None:
-    async with Api(Access(server=server.url), manager="other") as other:
-        await api.apply(CONFIG_MAPS, "a", {"data": {"x": "1", "y": "1"}}, namespace="ns")
+async def test_apply_holds_its_fields_against_another_manager(server: Server, api: Api) -> None:
+    async with Api(server.access(), manager="muslin-other") as other:
+        await api.apply(CONFIG_MAPS, "a", {"data": {"x": "1", "y": "1"}}, namespace=NS)
         with pytest.raises(Conflict, match=r'\.data\.x: conflict with "muslin"'):
-            await other.apply(CONFIG_MAPS, "a", {"data": {"x": "2"}}, namespace="ns")
-        await other.apply(CONFIG_MAPS, "a", {"data": {"x": "2"}}, namespace="ns", force=True)
-        after = await api.apply(CONFIG_MAPS, "a", {"data": {}}, namespace="ns")
+            await other.apply(CONFIG_MAPS, "a", {"data": {"x": "2"}}, namespace=NS)
+        await other.apply(CONFIG_MAPS, "a", {"data": {"x": "2"}}, namespace=NS, force=True)
+        after = await api.apply(CONFIG_MAPS, "a", {"data": {}}, namespace=NS)
         assert after["data"] == {"x": "2"}  # ours no longer, so it stays; y was and is gone
 
 
 async def test_delete_keeps_its_conditions(api: Api) -> None:
-    made = await api.create(CONFIG_MAPS, config(), namespace="ns")
+    made = await api.create(CONFIG_MAPS, config(), namespace=NS)
     meta = made["metadata"]
-    await api.patch(CONFIG_MAPS, "a", {"data": {"x": "1"}}, namespace="ns")
+    await api.patch(CONFIG_MAPS, "a", {"data": {"x": "1"}}, namespace=NS)
     with pytest.raises(Conflict):
-        await api.delete(CONFIG_MAPS, "a", namespace="ns", uid="another")
+        await api.delete(CONFIG_MAPS, "a", namespace=NS, uid="another")
     with pytest.raises(Conflict):
-        await api.delete(CONFIG_MAPS, "a", namespace="ns", version=meta["resourceVersion"])
-    assert await api.delete(CONFIG_MAPS, "a", namespace="ns", uid=meta["uid"])
+        await api.delete(CONFIG_MAPS, "a", namespace=NS, version=meta["resourceVersion"])
+    assert await api.delete(CONFIG_MAPS, "a", namespace=NS, uid=meta["uid"])
 
 
 async def test_of_many_who_change_one_version_one_wins(api: Api) -> None:
-    made = await api.create(CONFIG_MAPS, config(), namespace="ns")
+    made = await api.create(CONFIG_MAPS, config(), namespace=NS)
     version = made["metadata"]["resourceVersion"]
 
     async def change(n: int) -> dict[str, Any]:
         body = {"metadata": {"resourceVersion": version}, "data": {"x": str(n)}}
-        return await api.patch(CONFIG_MAPS, "a", body, namespace="ns")
+        return await api.patch(CONFIG_MAPS, "a", body, namespace=NS)
 
     done = await asyncio.gather(*map(change, range(20)), return_exceptions=True)
     assert sum(isinstance(d, dict) for d in done) == 1
@@ -119,12 +122,12 @@ async def test_a_node_condition_is_merged_by_its_type(api: Api) -> None:
 async def test_a_lease_is_kept_by_micro_times(api: Api) -> None:
     """Also at a whole second, where a fraction that is left out is refused."""
     times = {"leaseDurationSeconds": 15, "acquireTime": micro_time(1e9)}
-    await api.create(LEASES, {"metadata": {"name": "l"}, "spec": times}, namespace="ns")
+    await api.create(LEASES, {"metadata": {"name": "l"}, "spec": times}, namespace=NS)
     now = time.time()
     for moment in (float(int(now)), now):
         change = {"spec": {"renewTime": micro_time(moment)}}
-        await api.patch(LEASES, "l", change, namespace="ns")
-        lease = await api.get(LEASES, "l", namespace="ns", type=Lease)
+        await api.patch(LEASES, "l", change, namespace=NS)
+        lease = await api.get(LEASES, "l", namespace=NS, type=Lease)
         assert lease is not None
         assert lease.spec.renew_time is not None
         assert abs(parse_time(lease.spec.renew_time) - moment) < 2e-6
@@ -132,14 +135,14 @@ async def test_a_lease_is_kept_by_micro_times(api: Api) -> None:
 
 async def test_a_kind_that_nobody_installed_is_named(api: Api) -> None:
     with pytest.raises(ConfigError, match="the CRDs are not installed"):
-        await api.get(muslin("pools", "Pool"), "a")
+        await api.get(muslin("things", "Thing"), "a")
     with pytest.raises(ConfigError, match="the CRDs are not installed"):
-        await api.list(muslin("pools", "Pool"), type=ConfigMap)
+        await api.list(muslin("things", "Thing"), type=ConfigMap)
 
 
 async def test_an_object_that_is_refused_names_the_field(api: Api) -> None:
     with pytest.raises(ConfigError, match=r"metadata\.name: "):
-        await api.create(CONFIG_MAPS, {"metadata": {"name": "Bad_Name"}}, namespace="ns")
+        await api.create(CONFIG_MAPS, {"metadata": {"name": "Bad_Name"}}, namespace=NS)
 
 
 async def test_a_namespace_that_is_missing_is_named(api: Api) -> None:
@@ -148,14 +151,16 @@ async def test_a_namespace_that_is_missing_is_named(api: Api) -> None:
 
 
 async def test_a_right_that_is_missing_is_named_with_the_role_that_grants_it(
-    tmp_path: Path,
+    serve: Serve, tmp_path: Path
 ) -> None:
-    tls = Certificate.make(tmp_path)
-    async with ApiServer(settings=Settings(rbac=True), tls=tls) as server:
-        token = server.accounts.add("nobody")
+    async with serve(rbac=True, tls=Certificate.make(tmp_path)) as server:
+        namespace = {"metadata": {"name": NS}}
+        await server.send("POST", NAMESPACES.path(), namespace, token="admin")
+        token = await server.account(NS, "nobody")
         at = kubeconfig(server.kubeconfig(tmp_path / "kubeconfig", token=token))
         async with Api(at) as api:
-            with pytest.raises(ConfigError, match='User "nobody" cannot list') as raised:
+            cannot = f'User "system:serviceaccount:{NS}:nobody" cannot list'
+            with pytest.raises(ConfigError, match=cannot) as raised:
                 await api.list(PODS, type=ConfigMap)
             assert "grant the verb list on pools" not in raised.value.hint
             assert raised.value.hint.startswith('grant the verb list on pods (API group "")')

@@ -9,15 +9,15 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from apiserver import ApiServer
 from muslin.errors import ConfigError, Conflict
-from muslin.kube import Access, Api, crd
-from muslin.kube.kinds import CRDS, LEASES
+from muslin.kube import Api
+from muslin.kube.kinds import CRDS, LEASES, NODES
 from muslin.kube.values import KINDS
 from muslin.model import Block, Network, Node, Pool, encode
 from muslin.store.kubernetes import SERVED, KubernetesStore
 from muslin.store.objects import Objects
 from muslin.store.promises import Expiry
+from servers import Serve, Server
 
 POOL = Pool(name="a", cidr=ip_network("10.1.0.0/16"), exclude=(ip_network("10.1.0.0/28"),))
 NETWORK = Network(name="blue", backend="vxlan", pools=("a",), options={"vni": 7, "port": 4789})
@@ -35,22 +35,21 @@ EVERYTHING = (POOL, NETWORK, NODE, *BLOCKS)
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ApiServer]:
-    async with ApiServer() as made:
-        for definition in crd.definitions():
-            await made.send("POST", CRDS.path(), definition)
+async def server(serve: Serve) -> AsyncIterator[Server]:
+    async with serve() as made:
+        await made.define()
         yield made
 
 
 @pytest.fixture
-async def api(server: ApiServer) -> AsyncIterator[Api]:
-    async with Api(Access(server=server.url)) as made:
+async def api(server: Server) -> AsyncIterator[Api]:
+    async with Api(server.access()) as made:
         yield made
 
 
 @pytest.fixture
-async def store(server: ApiServer) -> AsyncIterator[KubernetesStore]:
-    api = Api(Access(server=server.url))
+async def store(server: Server) -> AsyncIterator[KubernetesStore]:
+    api = Api(server.access())
     async with KubernetesStore(api, namespace="default") as made:
         yield made
 
@@ -107,7 +106,7 @@ async def test_a_watch_of_everything_brings_every_kind(store: KubernetesStore) -
 
 
 async def test_an_object_of_a_newer_version_is_a_fault_and_hides_nothing(
-    store: KubernetesStore, api: Api, server: ApiServer
+    store: KubernetesStore, api: Api, server: Server
 ) -> None:
     """Its field is in their CRD and not in our structs."""
     objects = Objects(store)
@@ -143,20 +142,23 @@ async def test_a_value_under_another_ones_key_is_refused(store: KubernetesStore)
 
 
 async def test_a_node_that_was_deleted_by_mistake_keeps_its_blocks_if_it_promises_in_time(
-    server: ApiServer, api: Api
+    server: Server, api: Api
 ) -> None:
     """The garbage collector takes the Lease; the grace is what the node has to come again."""
     now = [0.0]
     kinds = [KINDS[k] for k in SERVED]
     expiry = Expiry(api, "default", kinds, clock=lambda: now[0], grace=60)
-    core = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u-1"}
-    store = KubernetesStore(Api(Access(server=server.url)), namespace="default", owner=core)
+    node = await api.create(NODES, {"metadata": {"name": "muslin-test-n1"}})
+    meta = node["metadata"]
+    core = {"apiVersion": "v1", "kind": "Node", "name": meta["name"], "uid": meta["uid"]}
+    store = KubernetesStore(Api(server.access()), namespace="default", owner=core)
     async with store:
         lease = await store.lease(86400)
         kept, lost = BLOCKS
         made = await Objects(store).create(kept, lease=lease)
         await Objects(store).create(lost, lease=lease)
-        (held,) = (await api.list(LEASES, namespace="default", type=dict)).items
+        listed = await api.list(LEASES, namespace="default", type=dict)
+        (held,) = (o for o in listed.items if o["metadata"]["name"] == lease.name)
         assert held["metadata"]["ownerReferences"] == [core]
         await api.delete(LEASES, held["metadata"]["name"], namespace="default")
         assert await expiry.look() == []

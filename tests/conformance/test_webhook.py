@@ -23,6 +23,7 @@ from muslin.kube.kinds import CRDS, NAMESPACES, VALIDATING_WEBHOOKS
 from muslin.kube.values import KINDS, to_object
 from muslin.model import Block, Network, Node, Pool, Reservation
 
+pytestmark = pytest.mark.steers  # a Service leads to a port of the test's own process
 NS = "muslin-system"
 MANIFEST = Path(__file__).resolve().parents[2] / "deploy" / "base" / "webhook.yaml"
 POOLS, NETWORKS = KINDS[Pool], KINDS[Network]

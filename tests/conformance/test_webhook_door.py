@@ -190,6 +190,7 @@ async def test_without_a_certificate_handshakes_fail_and_nothing_else() -> None:
     await door.close()
 
 
+@pytest.mark.steers
 async def test_a_replica_with_its_own_rights_answers(unused_port: int) -> None:
     """From the manifests on: RBAC as it stands there, a Secret, a caBundle, a refusal."""
     async with ApiServer(settings=Settings(rbac=True)) as server:

@@ -12,15 +12,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from apiserver import ApiError, ApiServer, Settings
-from muslin.kube import crd
-from muslin.kube.kinds import CRDS
+from apiserver import ApiError
+from servers import Serve, Server
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "base"
 NS = "muslin-system"
@@ -98,13 +98,14 @@ def _get(url: str) -> tuple[int, str]:
 class Cluster:
     """An API server and the replicas that run against it."""
 
-    def __init__(self, server: ApiServer, directory: Path) -> None:
-        self.server, self._directory = server, directory
+    def __init__(self, server: Server, directory: Path) -> None:
+        self.server, self.directory = server, directory
+        self.send = partial(server.send, token="admin")
         self.replicas: list[Process] = []
 
     async def start(self, name: str = "c1", *, token: str = "admin", **times: str) -> Process:
-        config = self.server.kubeconfig(self._directory / f"{name}.kubeconfig", token=token)
-        replica = Process(self._directory, name, f"kubernetes:{config}", **times)
+        config = self.server.kubeconfig(self.directory / f"{name}.kubeconfig", token=token)
+        replica = Process(self.directory, name, f"kubernetes:{config}", **times)
         self.replicas.append(replica)
         await replica.start()
         return replica
@@ -122,7 +123,7 @@ class Cluster:
 
     async def get(self, path: str) -> Any:
         with contextlib.suppress(ApiError):
-            return (await self.server.send("GET", path, token="admin")).json
+            return (await self.send("GET", path)).json
         return None
 
     async def make(self, plural: str, name: str, **spec: Any) -> None:
@@ -130,11 +131,11 @@ class Cluster:
         labels = spec.pop("labels", {})
         body = {"apiVersion": "muslin.io/v1alpha1", "kind": kind, "spec": spec}
         body["metadata"] = {"name": name, "labels": labels}
-        await self.server.send("POST", f"{GROUP}/{plural}", body)
+        await self.send("POST", f"{GROUP}/{plural}", body)
 
     async def machine(self, name: str) -> None:
         body = {"metadata": {"name": name}, "spec": {"taints": TAINTS}}
-        await self.server.send("POST", "/api/v1/nodes", body)
+        await self.send("POST", "/api/v1/nodes", body)
 
     async def agent(self, name: str, ready: str = "True") -> None:
         """Play a node's agent."""
@@ -143,12 +144,23 @@ class Cluster:
         said = {"type": "Ready", "status": ready, "reason": "Test", "message": "as told"}
         said["lastTransitionTime"] = "2026-01-01T00:00:00Z"
         body = {"status": {"conditions": [said]}}
-        await self.server.send("PATCH", f"{GROUP}/nodes/{name}/status", body, content_type=MERGE)
+        await self.send("PATCH", f"{GROUP}/nodes/{name}/status", body, content_type=MERGE)
 
     async def blocks(self, places: range, node: str = "n1") -> None:
         for i in places:
             cidr = f"10.1.{i // 16}.{i % 16 * 16}"
             await self.make("blocks", f"a.{cidr}-28", pool="a", cidr=f"{cidr}/28", node=node)
+
+    async def taints(self, name: str) -> list[Any]:
+        """Without those that Kubernetes itself gives to a node that nobody runs."""
+        found = (await self.get(f"/api/v1/nodes/{name}"))["spec"].get("taints") or ()
+        return [t for t in found if not t["key"].startswith("node.kubernetes.io/")]
+
+    async def told(self) -> list[tuple[str, str]]:
+        """Reason and words of our events; other controllers have theirs."""
+        events = (await self.get("/apis/events.k8s.io/v1/namespaces/default/events"))["items"]
+        ours = (e for e in events if e.get("reportingController", "").startswith("muslin.io/"))
+        return [(e["reason"], e["note"]) for e in ours]
 
     async def condition(self, path: str, kind: str) -> dict[str, Any]:
         found = await self.get(path) or {}
@@ -166,12 +178,11 @@ async def until(what: Callable[[], Awaitable[Any]], why: str, *, seconds: float 
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with ApiServer(settings=Settings(collect=True)) as server:
-        for definition in crd.definitions():
-            await server.send("POST", CRDS.path(), definition)
-        await server.send("POST", "/api/v1/namespaces", {"metadata": {"name": NS}})
+async def cluster(serve: Serve, tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with serve(collect=True, rbac=True) as server:
+        await server.define()
         made = Cluster(server, tmp_path)
+        await made.send("POST", "/api/v1/namespaces", {"metadata": {"name": NS}})
         yield made
         for replica in made.replicas:
             await replica.end()
@@ -187,8 +198,7 @@ async def test_a_node_that_is_ready_may_have_pods(cluster: Cluster) -> None:
 
     async def available() -> bool:
         said = await cluster.condition("/api/v1/nodes/n1", "NetworkUnavailable")
-        taints = (await cluster.get("/api/v1/nodes/n1"))["spec"]["taints"]
-        return said.get("status") == "False" and taints == TAINTS[:1]
+        return said.get("status") == "False" and await cluster.taints("n1") == TAINTS[:1]
 
     await until(available, "the condition, and our taint gone")
     await cluster.agent("n1", "False")
@@ -198,9 +208,8 @@ async def test_a_node_that_is_ready_may_have_pods(cluster: Cluster) -> None:
         return (said["status"], said["message"]) == ("True", "as told")
 
     await until(unavailable, "the condition turned")
-    theirs = await cluster.get("/api/v1/nodes/other")
-    assert theirs["spec"]["taints"] == TAINTS
-    assert not theirs.get("status", {}).get("conditions")
+    assert await cluster.taints("other") == TAINTS
+    assert not await cluster.condition("/api/v1/nodes/other", "NetworkUnavailable")
 
 
 async def test_status_and_events_say_what_people_ask(cluster: Cluster) -> None:
@@ -228,15 +237,16 @@ async def test_status_and_events_say_what_people_ask(cluster: Cluster) -> None:
     assert (status["held"], status["free"], status["blocks"]) == (16, 0, 16)
 
     async def told() -> set[tuple[str, str]]:
-        events = (await cluster.get("/apis/events.k8s.io/v1/namespaces/default/events"))["items"]
-        found = {(e["reason"], e["note"]) for e in events}
+        found = set(await cluster.told())
         return found if len(found) == 3 else set()
 
     notes = dict(await until(told, "three events"))
     assert notes["PoolFull"] == "pool a is full: 16 of 16 blocks held, most by n3 (16)"
+    assert notes["NetworkValid"] == "network default is in order again"
     assert set(notes) == {"PoolFull", "NetworkInvalid", "NetworkValid"}
 
 
+@pytest.mark.steers  # looks at the revision of its storage
 async def test_a_hundred_blocks_come_and_go_for_a_few_writes(cluster: Cluster) -> None:
     """Nothing is written per block, so nothing is per pod: at most one status a second."""
     replica = await cluster.start()
@@ -248,7 +258,7 @@ async def test_a_hundred_blocks_come_and_go_for_a_few_writes(cluster: Cluster) -
     lists = await replica.metric("muslin_watch_lists_total")
     for i in range(100):
         name = f"a.10.1.{i // 16}.{i % 16 * 16}-28"
-        await cluster.server.send("DELETE", f"{GROUP}/blocks/{name}")
+        await cluster.send("DELETE", f"{GROUP}/blocks/{name}")
         await asyncio.sleep(0.02)
 
     async def counted() -> bool:
@@ -301,6 +311,7 @@ async def test_told_to_end_it_frees_the_lease_and_is_gone_at_once(cluster: Clust
     await cluster.leader()  # no minute later
 
 
+@pytest.mark.steers
 async def test_an_api_server_that_goes_away_and_comes_back(cluster: Cluster) -> None:
     replica = await cluster.start()
     await cluster.make("pools", "a", cidr="10.1.0.0/24", block=28)
@@ -330,7 +341,7 @@ async def test_a_dead_nodes_blocks_are_freed_and_a_living_ones_stay(cluster: Clu
             "metadata": {"name": name, "labels": {"muslin.io/promise": "true"}},
             "spec": {"leaseDurationSeconds": seconds},
         }
-        await cluster.server.send("POST", LEASES, body)
+        await cluster.send("POST", LEASES, body)
     for name, lease in (("10.1.0.0", "dead"), ("10.1.0.16", "alive"), ("10.1.0.32", "vanished")):
         spec = {"pool": "a", "cidr": f"{name}/28", "node": "n1"}
         await cluster.make("blocks", f"a.{name}-28", **spec, labels={"muslin.io/lease": lease})
@@ -348,8 +359,8 @@ async def test_the_role_in_deploy_is_enough(cluster: Cluster) -> None:
         group, plural = document["apiVersion"], document["kind"].lower() + "s"
         root = f"/apis/{group}" if "/" in group else f"/api/{group}"
         where = f"/namespaces/{NS}" if "namespace" in document["metadata"] else ""
-        await cluster.server.send("POST", f"{root}{where}/{plural}", document)
-    token = cluster.server.accounts.service_account(NS, "muslin-controller")
+        await cluster.send("POST", f"{root}{where}/{plural}", document)
+    token = await cluster.server.account(NS, "muslin-controller")
     await cluster.make("pools", "a", cidr="10.1.0.0/28", block=28)
     await cluster.make("networks", "default", backend="vxlan", pools=["a"])
     await cluster.machine("n1")
@@ -358,7 +369,6 @@ async def test_the_role_in_deploy_is_enough(cluster: Cluster) -> None:
     spec = {"pool": "b", "cidr": "10.9.0.0/28", "node": "n1"}
     await cluster.make("blocks", "b.10.9.0.0-28", **spec, labels=labels)
     await cluster.blocks(range(1))
-    cluster.server.settings.rbac = True
     replica = await cluster.start(token=token)
 
     async def all_done() -> bool:
@@ -366,17 +376,14 @@ async def test_the_role_in_deploy_is_enough(cluster: Cluster) -> None:
             (await cluster.condition(f"{GROUP}/pools/a", "Full")).get("status"),
             (await cluster.condition(f"{GROUP}/networks/default", "Ready")).get("status"),
             (await cluster.condition("/api/v1/nodes/n1", "NetworkUnavailable")).get("status"),
-            len((await cluster.get("/api/v1/nodes/n1"))["spec"]["taints"]),
+            len(await cluster.taints("n1")),
             await cluster.get(f"{GROUP}/blocks/b.10.9.0.0-28"),
-            len((await cluster.get("/apis/events.k8s.io/v1/namespaces/default/events"))["items"]),
+            len(await cluster.told()),
         ]
         return found == ["True", "True", "False", 1, None, 1]
 
-    try:
-        await until(all_done, "everything it is for")
-        assert await replica.end() == 0
-    finally:
-        cluster.server.settings.rbac = False
+    await until(all_done, "everything it is for")
+    assert await replica.end() == 0
     assert "cannot" not in replica.log, replica.log
     assert "error" not in replica.log, replica.log
 
@@ -391,9 +398,7 @@ async def test_an_address_that_is_taken_is_said_with_its_setting(cluster: Cluste
 
 
 async def test_settings_that_cannot_be_are_said_before_anything_starts(cluster: Cluster) -> None:
-    replica = Process(
-        Path(cluster.server.kubeconfig(cluster._directory / "k").parent), "c", "etcd:"
-    )
+    replica = Process(Path(cluster.server.kubeconfig(cluster.directory / "k").parent), "c", "etcd:")
     await replica.start()
     assert await asyncio.wait_for(replica.process.wait(), 10) == 1
     assert "a controller is for Kubernetes" in replica.log

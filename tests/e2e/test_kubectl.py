@@ -1,4 +1,4 @@
-"""The real kubectl against the fake API server: what people type, and what it prints.
+"""The real kubectl against an API server: what people type, and what it prints.
 
 kubectl's typed commands (`create namespace`, `create configmap`, `run`, `auth can-i`) send
 protobuf, which the fake refuses with 415; `create -f` and `apply` send JSON and work.
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from apiserver import ApiServer, Certificate
+from apiserver import Certificate
+from servers import Serve, Server
 
 KUBECTL = shutil.which("kubectl")
 pytestmark = pytest.mark.skipif(KUBECTL is None, reason="no kubectl here")
@@ -68,7 +69,7 @@ class Kubectl:
     """kubectl with its own home and kubeconfig."""
 
     home: Path
-    api: ApiServer
+    api: Server
 
     async def start(self, *words: str) -> asyncio.subprocess.Process:
         assert KUBECTL is not None
@@ -101,9 +102,13 @@ class Kubectl:
 
 
 @pytest.fixture(params=["http", "https"])
-async def kubectl(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kubectl]:
+async def kubectl(
+    request: pytest.FixtureRequest, serve: Serve, tmp_path: Path
+) -> AsyncIterator[Kubectl]:
     tls = Certificate.make(tmp_path) if request.param == "https" else None
-    async with ApiServer(tls=tls) as api:
+    async with serve(tls=tls) as api:
+        if api.real and tls is None:
+            pytest.skip("a real one has TLS")
         api.kubeconfig(tmp_path / "config")
         kubectl = Kubectl(tmp_path, api)
         await kubectl("apply", "-f", "-", given=CRD)
@@ -191,7 +196,7 @@ async def test_nodes_and_pods_are_printed(kubectl: Kubectl) -> None:
 
     await kubectl.api.send("POST", "/api/v1/nodes", node("n1", "192.0.2.1"))
     await Kubelet(kubectl.api.send).bring_up(pod("p"), "n1", ["10.0.0.1"])
-    assert (await kubectl("get", "nodes", "--no-headers")).split()[:2] == ["n1", "Ready"]
-    shown = (await kubectl("get", "pods", "-A", "-o", "wide", "--no-headers")).split()
-    assert shown[:4] == ["default", "p", "1/1", "Running"]
+    assert (await kubectl("get", "node", "n1", "--no-headers")).split()[:2] == ["n1", "Ready"]
+    shown = (await kubectl("get", "pod", "p", "-o", "wide", "--no-headers")).split()
+    assert shown[:3] == ["p", "1/1", "Running"]
     assert {"10.0.0.1", "n1"} <= set(shown)

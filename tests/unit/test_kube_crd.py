@@ -11,7 +11,7 @@ import gzip
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,6 @@ import yaml
 
 from apiserver import cel, crds
 from apiserver.schema import Schema, defaulted, pruned, rules, validated
-from apiserver.server import ApiServer
 from apiserver.status import ApiError
 from muslin.ipam import pools as ipam
 from muslin.kube import crd
@@ -32,6 +31,7 @@ from muslin.kube.schema import LIMITS
 from muslin.kube.status import Condition, PoolStatus, Status
 from muslin.kube.values import KINDS, from_object, to_object
 from muslin.model import Network, Owner, Pool, to_builtins
+from servers import Serve, Server
 
 ROOT = Path(__file__).resolve().parents[2]
 CRDS = {made["spec"]["names"]["kind"]: made for made in crd.definitions()}
@@ -452,16 +452,16 @@ ROOT_PATH = "/apis/muslin.io/v1alpha1"
 
 
 @pytest.fixture
-async def api() -> ApiServer:
-    server = ApiServer()
+async def api(serve: Serve) -> AsyncIterator[Server]:
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    for made in CRDS.values():
-        await server.send("POST", path, made)
-        found = (await server.send("GET", f"{path}/{made['metadata']['name']}")).json
-        conditions = {c["type"]: c["status"] for c in found["status"]["conditions"]}
-        assert conditions == {"NamesAccepted": "True", "Established": "True"}
-        assert found["status"]["acceptedNames"] == made["spec"]["names"]
-    return server
+    async with serve() as server:
+        await server.define()
+        for made in CRDS.values():
+            found = (await server.send("GET", f"{path}/{made['metadata']['name']}")).json
+            conditions = {c["type"]: c["status"] for c in found["status"]["conditions"]}
+            assert conditions == {"NamesAccepted": "True", "Established": "True"}
+            assert found["status"]["acceptedNames"] == made["spec"]["names"]
+        yield server
 
 
 def place(made: dict[str, Any]) -> str:
@@ -470,7 +470,7 @@ def place(made: dict[str, Any]) -> str:
     return f"{ROOT_PATH}{within}/{kind['names']['plural']}"
 
 
-async def test_a_server_with_them_takes_the_good(api: ApiServer) -> None:
+async def test_a_server_with_them_takes_the_good(api: Server) -> None:
     for number, made in enumerate(GOOD):
         name = made["metadata"]["name"]
         answer = (await api.send("POST", place(made), made)).json
@@ -478,7 +478,7 @@ async def test_a_server_with_them_takes_the_good(api: ApiServer) -> None:
         await api.send("DELETE", f"{place(made)}/{name}")
 
 
-async def test_a_server_with_them_refuses_the_bad(api: ApiServer) -> None:
+async def test_a_server_with_them_refuses_the_bad(api: Server) -> None:
     for made, before, expected in BAD:
         name = made["metadata"]["name"]
         verb, url, sent = "POST", place(made), made
@@ -497,7 +497,7 @@ async def test_a_server_with_them_refuses_the_bad(api: ApiServer) -> None:
             await api.send("DELETE", url)
 
 
-async def test_status_is_written_apart_and_keeps_no_other_field(api: ApiServer) -> None:
+async def test_status_is_written_apart_and_keeps_no_other_field(api: Server) -> None:
     made = pool()
     await api.send("POST", f"{ROOT_PATH}/pools", made | {"status": {"size": 1}})
     ready = Condition(
@@ -520,7 +520,7 @@ async def test_status_is_written_apart_and_keeps_no_other_field(api: ApiServer) 
     assert from_object(Pool, answer.body) == from_object(Pool, stored(made))
 
 
-async def test_blocks_of_a_node_can_be_asked_for(api: ApiServer) -> None:
+async def test_blocks_of_a_node_can_be_asked_for(api: Server) -> None:
     for cidr, name in (("10.0.0.0/26", "n1"), ("10.0.0.64/26", "n2")):
         made = block(f"web.{cidr.replace('/', '-')}", cidr, node=name)
         await api.send("POST", f"{ROOT_PATH}/blocks", made)
