@@ -90,6 +90,8 @@ async def bench(
     serve: Serve,
 ) -> AsyncIterator[Bench]:
     """Each store in turn, empty."""
+    if request.config.getoption("--cluster") and request.param != "kubernetes":
+        pytest.skip(f"{request.param} is no cluster")
     opened: list[Store] = []
 
     def keep(store: Store) -> Store:

@@ -213,10 +213,18 @@ def test_down_all_leaves_alone_what_is_kept_in_another_directory(labs: Labs) -> 
     assert labs.json("check")["ok"]
 
 
+def _as_in_a_terminal() -> None:
+    """What a shell has put in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_a_lab_comes_up_takes_it_down_again(labs: Labs) -> None:
     argv = labs.argv("up", str(LABS / "three-nodes.toml"), "--name", f"{UNIQUE}-stopped")
     for _ in range(5):
-        starting = subprocess.Popen(argv, env=labs.env, stderr=subprocess.PIPE, text=True)
+        starting = subprocess.Popen(
+            argv, env=labs.env, stderr=subprocess.PIPE, text=True,
+            preexec_fn=_as_in_a_terminal,  # noqa: PLW1509  (no threads here)
+        )  # fmt: skip
         wait(ours, "a namespace")  # the first of many things it makes
         starting.send_signal(signal.SIGINT)
         _, said = starting.communicate(timeout=20)

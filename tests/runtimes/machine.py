@@ -20,6 +20,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -266,9 +267,12 @@ class Machine:
         return state.directory(self.lab) / self.node / "agent.toml"
 
     def ready(self) -> bool:
+        """Both parts of the agent: each comes up by itself."""
         try:
+            with socket.socket(socket.AF_UNIX) as cni:
+                cni.connect(str(socket_of(self.lab, self.node, "cni")))
             return bool(self.status()["ready"])
-        except NotReady:
+        except (NotReady, OSError):
             return False
 
     def status(self) -> dict[str, Any]:
